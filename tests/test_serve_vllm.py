@@ -1,0 +1,282 @@
+"""The whole server on real vLLM, over a real socket, asked by the real openai client.
+
+One server is shared by all tests that leave it running. The model knows `LESSONS` by heart.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from conftest import LESSONS, TINY_CONTEXT
+
+from thinkgate.checkpoint import load_checkpoint
+from thinkgate.format import SplitStatus, split
+from thinkgate_clients.local import LocalServer, local_server
+
+pytestmark = pytest.mark.slow
+
+ENDLESS: dict[str, Any] = {"ignore_eos": True, "max_tokens": TINY_CONTEXT - 50}
+"""A request that runs for seconds."""
+
+
+def client(server: LocalServer) -> openai.OpenAI:
+    return openai.OpenAI(base_url=server.base_url, api_key="none", max_retries=0)
+
+
+def asked(question: str) -> Any:
+    return {"messages": [{"role": "user", "content": question}], "temperature": 0}
+
+
+def root(server: LocalServer) -> str:
+    return server.base_url.removesuffix("/v1")
+
+
+def running(server: LocalServer) -> float:
+    text = httpx.get(f"{root(server)}/metrics").text
+    (line,) = [x for x in text.splitlines() if x.startswith("thinkgate_running_requests ")]
+    return float(line.split()[1])
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 20) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return condition()
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that has ended and waits to be collected does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def engine_of(server_pid: int) -> int:
+    """The pid of the server's engine process."""
+    children = Path(f"/proc/{server_pid}/task/{server_pid}/children").read_text().split()
+    for child in map(int, children):
+        if b"EngineCore" in Path(f"/proc/{child}/cmdline").read_bytes():
+            return child
+    raise AssertionError(f"no engine among the children {children} of {server_pid}")
+
+
+@pytest.mark.parametrize("lesson", LESSONS)
+def test_whole_and_streamed_split_as_the_text_does(served: LocalServer, lesson: str) -> None:
+    expected = split(LESSONS[lesson])
+    reasoning = None if expected.status is SplitStatus.UNTAGGED else expected.reasoning
+    reply = client(served).chat.completions.create(model=served.model, **asked(lesson))
+    message: Any = reply.choices[0].message
+    assert (message.reasoning_content, message.content) == (reasoning, expected.answer)
+    assert message.reasoning == reasoning
+    assert reply.choices[0].finish_reason == "stop"
+
+    chunks = list(
+        client(served).chat.completions.create(
+            model=served.model, stream=True, stream_options={"include_usage": True}, **asked(lesson)
+        )
+    )
+    deltas: list[Any] = [chunk.choices[0].delta for chunk in chunks[:-1]]
+    thoughts = [d.reasoning_content for d in deltas if hasattr(d, "reasoning_content")]
+    assert ("".join(thoughts) if thoughts else None) == reasoning
+    assert "".join(d.content or "" for d in deltas) == expected.answer
+    assert chunks[-1].usage == reply.usage
+
+
+def test_usage_counts_tokens_exactly(served: LocalServer) -> None:
+    # One token per byte, one per tag, one for the end.
+    reply = client(served).chat.completions.create(model=served.model, **asked("closed"))
+    assert reply.usage is not None and reply.usage.completion_tokens_details is not None
+    assert reply.usage.prompt_tokens == 1 + len("closed") + 1
+    assert reply.usage.completion_tokens_details.reasoning_tokens == len("7+8=15") + 2
+    assert reply.usage.completion_tokens == len("7+8=15") + 2 + len("15") + 1
+
+
+def test_a_thought_cut_short_has_no_answer(served: LocalServer) -> None:
+    reply = client(served).chat.completions.create(
+        model=served.model, max_tokens=4, **asked("closed")
+    )
+    choice: Any = reply.choices[0]
+    assert (choice.message.reasoning_content, choice.message.content) == ("7+8", None)
+    assert (choice.finish_reason, choice.reasoning_truncated) == ("length", True)
+    assert reply.usage is not None and reply.usage.completion_tokens_details is not None
+    assert reply.usage.completion_tokens_details.reasoning_tokens == 4
+
+
+def test_stop_strings_bind_to_the_answer(served: LocalServer) -> None:
+    reply = client(served).chat.completions.create(
+        model=served.model, stop=["STOP"], **asked("spaced")
+    )
+    message: Any = reply.choices[0].message
+    assert message.reasoning_content == "first\n\nthen STOP"
+    assert message.content == "all of "
+    assert reply.choices[0].finish_reason == "stop"
+    assert eventually(lambda: running(served) == 0)
+
+
+def test_choices_and_seeds(served: LocalServer) -> None:
+    def draw(seed: int) -> list[str | None]:
+        body: Any = asked("something it never saw") | {"temperature": 1.5}
+        reply = client(served).chat.completions.create(
+            model=served.model, n=3, seed=seed, max_tokens=30, **body
+        )
+        return [json.dumps(choice.message.model_dump()) for choice in reply.choices]
+
+    first = draw(1)
+    assert len(set(first)) == 3
+    assert draw(1) == first
+    assert draw(2) != first
+
+
+def test_logit_bias_reaches_the_engine(served: LocalServer) -> None:
+    token = httpx.post(f"{root(served)}/tokenize", json={"prompt": "z"}).json()["tokens"][0]
+    reply = client(served).chat.completions.create(
+        model=served.model, max_tokens=5, logit_bias={str(token): 100}, **asked("plain")
+    )
+    assert reply.choices[0].message.content == "zzzzz"
+
+
+def test_plain_completions_are_verbatim(served: LocalServer) -> None:
+    prompt = "<|user|>closed<|assistant|>"
+    reply = client(served).completions.create(
+        model=served.model, prompt=prompt, temperature=0, max_tokens=50
+    )
+    assert reply.choices[0].text == LESSONS["closed"]
+    tokens = httpx.post(f"{root(served)}/tokenize", json={"prompt": prompt}).json()["tokens"]
+    chat = httpx.post(f"{root(served)}/tokenize", json={"messages": asked("closed")["messages"]})
+    assert chat.json()["tokens"] == tokens
+    back = httpx.post(f"{root(served)}/detokenize", json={"tokens": tokens}).json()
+    assert back == {"prompt": prompt}
+
+
+def test_the_model_shows_what_vouches_for_it(served: LocalServer, gated_checkpoint: Path) -> None:
+    digest = load_checkpoint(gated_checkpoint).digest
+    model: Any = client(served).models.retrieve(served.model)
+    assert model.id == "tiny"
+    assert model.digest == digest
+    assert model.gate["decision"] == "d-test"
+    assert model.max_model_len == TINY_CONTEXT
+    response = httpx.get(f"{root(served)}/ready")
+    assert response.status_code == 200
+    assert response.headers["x-thinkgate-model-digest"] == digest
+    assert response.headers["x-thinkgate-gate"] == "pass d-test"
+
+
+def test_a_prompt_that_does_not_fit(served: LocalServer) -> None:
+    with pytest.raises(openai.BadRequestError, match=f"the context {TINY_CONTEXT}"):
+        client(served).chat.completions.create(model=served.model, **asked("x" * 3000))
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_reader_who_leaves_frees_the_engine(served: LocalServer, stream: bool) -> None:
+    body = asked("endless") | ENDLESS | {"n": 4, "stream": stream}
+    with (
+        pytest.raises(httpx.ReadTimeout),
+        httpx.stream(
+            "POST", f"{served.base_url}/chat/completions", json=body, timeout=1.0
+        ) as response,
+    ):
+        for at, _ in enumerate(response.iter_lines()):
+            if at > 20:
+                raise httpx.ReadTimeout("enough")
+    assert eventually(lambda: running(served) == 0, seconds=3)
+    reply = client(served).chat.completions.create(model=served.model, **asked("closed"))
+    assert reply.choices[0].message.content == "15"
+
+
+def test_many_streams_at_once(served: LocalServer) -> None:
+    answers: list[str] = []
+
+    def one() -> None:
+        stream = client(served).chat.completions.create(
+            model=served.model, stream=True, **asked("spaced")
+        )
+        answers.append("".join(chunk.choices[0].delta.content or "" for chunk in stream))
+
+    threads = [threading.Thread(target=one) for _ in range(32)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == ["all of STOP it\n"] * 32
+
+
+def test_sigterm_lets_requests_finish_and_leaves_nothing(gated_checkpoint: Path) -> None:
+    with local_server(gated_checkpoint) as server:
+        engine = engine_of(server.process.pid)
+        body = asked("endless") | ENDLESS | {"stream": True}
+        with httpx.stream(
+            "POST", f"{server.base_url}/chat/completions", json=body, timeout=60
+        ) as response:
+            lines = response.iter_lines()
+            next(lines)
+            # As a terminal's Ctrl-C or a supervisor would: the whole group.
+            os.killpg(server.process.pid, signal.SIGTERM)
+            rest = [line for line in lines if line]
+        assert rest[-1] == "data: [DONE]"
+        assert json.loads(rest[-2][6:])["choices"][0]["finish_reason"] == "length"
+        assert server.process.wait(30) == 0
+        assert not alive(engine)
+
+
+def test_the_death_of_the_engine_ends_the_server(gated_checkpoint: Path, tmp_path: Path) -> None:
+    log = tmp_path / "server.log"
+    with local_server(gated_checkpoint, log=log) as server:
+        body = asked("endless") | ENDLESS
+        stream = client(server).chat.completions.create(
+            model=server.model, stream=True, messages=body["messages"], extra_body=ENDLESS
+        )
+        next(iter(stream))
+        os.kill(engine_of(server.process.pid), signal.SIGKILL)
+        with pytest.raises(openai.APIError, match="the engine has stopped"):
+            list(stream)
+        assert server.process.wait(30) == 70
+    assert "the engine died" in log.read_text()
+
+
+def test_a_server_does_not_outlive_its_parent(gated_checkpoint: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys, time\n"
+        "from thinkgate_clients.local import local_server\n"
+        "with local_server(sys.argv[1]) as server:\n"
+        "    print(server.process.pid, flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(gated_checkpoint)], stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout is not None
+        server = int(parent.stdout.readline())
+        engine = engine_of(server)
+        assert alive(server) and alive(engine)
+        parent.kill()
+    assert eventually(lambda: not alive(server))
+    assert eventually(lambda: not alive(engine))
+
+
+def test_a_killed_server_takes_its_engine_along(gated_checkpoint: Path) -> None:
+    with local_server(gated_checkpoint) as server:
+        engine = engine_of(server.process.pid)
+        server.process.kill()
+        assert eventually(lambda: not alive(engine))
+
+
+def test_an_unknown_engine_setting_is_named(gated_checkpoint: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "thinkgate", "serve", str(gated_checkpoint), "--port", "0",
+         "--engine.max_num_seq", "4"],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "--engine.max_num_seq" in done.stderr
+    assert "did you mean 'max_num_seqs'?" in done.stderr

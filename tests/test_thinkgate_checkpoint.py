@@ -1,0 +1,216 @@
+"""The checkpoint folder and the registry: complete or refused, atomic, verified at promotion."""
+
+import multiprocessing
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from thinkgate.checkpoint import (
+    DECISION,
+    META,
+    Checkpoint,
+    Decision,
+    GateVerdict,
+    Manifest,
+    RuleResult,
+    TemplateFingerprint,
+    gated,
+    load_checkpoint,
+    model_digest,
+    now,
+    require_space,
+    write_atomic,
+    write_manifest,
+    writing_checkpoint,
+)
+from thinkgate.errors import CheckpointError, RegistryError
+from thinkgate.registry import Registry
+
+
+def make_checkpoint(path: Path, weights: bytes = b"weights") -> Checkpoint:
+    with writing_checkpoint(path) as folder:
+        (folder / "model.safetensors").write_bytes(weights)
+        (folder / "config.json").write_text("{}")
+        write_manifest(
+            folder,
+            Manifest(
+                name=path.name,
+                method="sft",
+                recipe="test",
+                config={},
+                template=TemplateFingerprint(
+                    chat_template_sha256="0",
+                    open_tag="<think>",
+                    close_tag="</think>",
+                    prefilled=False,
+                ),
+                model_digest=model_digest(folder),
+                created=now(),
+            ),
+            frozenset({"aa", "bb"}),
+        )
+    return load_checkpoint(path)
+
+
+def decide(checkpoint: Checkpoint, verdict: GateVerdict = GateVerdict.PASS) -> None:
+    rule = RuleResult(
+        rule="floor",
+        suite="s",
+        metric="accuracy",
+        estimate=0.5,
+        low=0.4,
+        high=0.6,
+        n=10,
+        threshold=0.7,
+        verdict=verdict,
+        why="0.4 is below 0.7",
+    )
+    decision = Decision(
+        id="d1",
+        verdict=verdict,
+        policy="p",
+        policy_sha256="0",
+        candidate=checkpoint.digest,
+        incumbent=None,
+        suites={},
+        rules=(rule,),
+        created=now(),
+    )
+    write_atomic(checkpoint.meta(DECISION), decision.model_dump_json())
+
+
+def test_a_finished_checkpoint_loads_with_its_seen_prompts(tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(tmp_path / "c")
+    assert checkpoint.seen_prompts() == {"aa", "bb"}
+    assert checkpoint.digest == model_digest(tmp_path / "c")
+
+
+def test_an_interrupted_write_leaves_nothing_under_the_name(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), writing_checkpoint(tmp_path / "c") as folder:
+        (folder / "model.safetensors").write_bytes(b"half")
+        raise KeyboardInterrupt
+    assert not (tmp_path / "c").exists()
+
+
+def test_an_interrupted_write_keeps_the_old_checkpoint(tmp_path: Path) -> None:
+    before = make_checkpoint(tmp_path / "c")
+    with pytest.raises(KeyboardInterrupt), writing_checkpoint(tmp_path / "c"):
+        raise KeyboardInterrupt
+    assert load_checkpoint(tmp_path / "c").digest == before.digest
+
+
+def test_rewriting_replaces_the_checkpoint(tmp_path: Path) -> None:
+    before = make_checkpoint(tmp_path / "c")
+    after = make_checkpoint(tmp_path / "c", b"other weights")
+    assert before.digest != after.digest
+    assert [p.name for p in tmp_path.iterdir()] == ["c"]
+
+
+def change(name: str) -> Callable[[Path], None]:
+    return lambda path: (path / name).write_bytes(b"changed") and None
+
+
+@pytest.mark.parametrize(
+    ("tamper", "expected"),
+    [
+        (change("model.safetensors"), "was changed"),
+        (change("config.json"), "was changed"),
+        (change("extra.bin"), "was changed, added or removed"),
+        (lambda path: (path / "config.json").unlink(), "removed"),
+        (lambda path: (path / "link").symlink_to("/etc/hostname"), "symbolic link"),
+        (lambda path: (path / META / "manifest.json").unlink(), "no thinkgate/manifest.json"),
+        (change(f"{META}/manifest.json"), "not a valid manifest"),
+        (shutil.rmtree, "no such checkpoint folder"),
+    ],
+)
+def test_a_changed_checkpoint_is_refused(
+    tmp_path: Path, tamper: Callable[[Path], None], expected: str
+) -> None:
+    make_checkpoint(tmp_path / "c")
+    tamper(tmp_path / "c")
+    with pytest.raises(CheckpointError, match=expected):
+        load_checkpoint(tmp_path / "c")
+
+
+def test_only_a_passing_decision_about_these_files_counts(tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(tmp_path / "c")
+    with pytest.raises(CheckpointError, match="no gate decision"):
+        gated(checkpoint)
+    for verdict in (GateVerdict.FAIL, GateVerdict.INCONCLUSIVE):
+        decide(checkpoint, verdict)
+        with pytest.raises(CheckpointError, match=verdict.upper()):
+            gated(checkpoint)
+    decide(checkpoint)
+    assert gated(checkpoint).verdict is GateVerdict.PASS
+    other = make_checkpoint(tmp_path / "other", b"other")
+    shutil.copy(checkpoint.meta(DECISION), other.meta(DECISION))
+    with pytest.raises(CheckpointError, match="is about"):
+        gated(other)
+
+
+def test_too_little_disk_is_said_before_the_run(tmp_path: Path) -> None:
+    require_space(tmp_path / "not" / "yet" / "there", 1)
+    with pytest.raises(CheckpointError, match=r"MiB free .* needed; free some space"):
+        require_space(tmp_path, 10**9)
+
+
+def test_promote_resolve_rollback(tmp_path: Path) -> None:
+    registry = Registry(tmp_path / "registry")
+    first, second = make_checkpoint(tmp_path / "1", b"1"), make_checkpoint(tmp_path / "2", b"2")
+    with pytest.raises(RegistryError, match="nothing promoted yet"):
+        registry.resolve("production")
+    with pytest.raises(CheckpointError, match="no gate decision"):
+        registry.promote("production", first.path)
+    assert registry.aliases() == []
+    decide(first)
+    decide(second)
+    registry.promote("production", first.path)
+    with pytest.raises(RegistryError, match="no earlier checkpoint"):
+        registry.rollback("production")
+    registry.promote("production", second.path, "better")
+    assert registry.resolve("production") == second.path
+    assert registry.rollback("production").model_digest == first.digest
+    assert registry.resolve("production") == first.path
+    assert [e.why for e in registry.history("production")][1:] == [
+        "better",
+        f"rollback from {second.digest[:12]}",
+    ]
+    with pytest.raises(RegistryError, match="did you mean 'production'"):
+        registry.resolve("prodution")
+
+
+def test_registry_and_checkpoints_can_be_moved_together(tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(tmp_path / "a" / "c")
+    decide(checkpoint)
+    Registry(tmp_path / "a" / "registry").promote("production", checkpoint.path)
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert Registry(tmp_path / "b" / "registry").resolve("production") == tmp_path / "b" / "c"
+
+
+def promote_many(registry: Path, checkpoint: Path, times: int) -> None:
+    for _ in range(times):
+        Registry(registry).promote("production", checkpoint)
+
+
+def test_concurrent_promotions_lose_nothing(tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(tmp_path / "c")
+    decide(checkpoint)
+    root = tmp_path / "registry"
+    context = multiprocessing.get_context("spawn")
+    workers = [
+        context.Process(target=promote_many, args=(root, checkpoint.path, 10)) for _ in range(4)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+        assert worker.exitcode == 0
+    assert len(Registry(root).history("production")) == 40
+
+
+@pytest.mark.parametrize("alias", ["", "../x", "a/b", ".hidden", "x" * 65])
+def test_an_alias_is_a_plain_name(tmp_path: Path, alias: str) -> None:
+    with pytest.raises(RegistryError, match="use letters, digits"):
+        Registry(tmp_path).promote(alias, tmp_path)

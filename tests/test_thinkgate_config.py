@@ -1,0 +1,92 @@
+"""Configuration mistakes: one sentence that names the value and the fix."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import pytest
+from pydantic import Field
+
+from thinkgate.config import Config, apply_overrides, bundled, parse, read_yaml
+from thinkgate.errors import ConfigError
+
+
+class Small(Config):
+    kind: Literal["small"]
+    size: Annotated[int, Field(gt=0)] = 1
+
+
+class Large(Config):
+    kind: Literal["large"]
+    length: int = 1
+
+
+class Example(Config):
+    name: str
+    part: Annotated[Small | Large, Field(discriminator="kind")]
+    learning_rate: float = 1e-3
+
+
+GOOD = {"name": "x", "part": {"kind": "small"}}
+
+
+def test_parses_and_is_frozen() -> None:
+    example = parse(Example, GOOD, "file.yaml")
+    assert isinstance(example.part, Small)
+    with pytest.raises(ValueError, match="frozen"):
+        example.name = "y"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"learning_rte": 1}, "unknown key 'learning_rte'; did you mean 'learning_rate'?"),
+        ({"part": {"kind": "small", "sise": 2}}, "'part.small.sise'; did you mean 'size'?"),
+        ({"part": {"kind": "large", "lenght": 2}}, "did you mean 'length'?"),
+        ({"part": {"kind": "small", "size": 0}}, "'part.small.size' is 0: "),
+        ({"learning_rate": "fast"}, "'learning_rate' is 'fast': "),
+        ({"part": {"kind": "tiny"}}, "'part' is {'kind': 'tiny'}: "),
+    ],
+)
+def test_a_mistake_names_the_key_and_the_fix(change: dict[str, object], expected: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(Example, {**GOOD, **change}, "file.yaml")
+    assert str(caught.value).startswith("file.yaml: ")
+    assert expected in str(caught.value)
+
+
+def test_a_missing_key_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"file.yaml: 'name' is missing"):
+        parse(Example, {"part": {"kind": "small"}}, "file.yaml")
+
+
+def test_overrides_make_sections_and_read_numbers() -> None:
+    before = {"trl": {"learning_rate": 1.0}, "seed": 0}
+    after = apply_overrides(before, ["trl.learning_rate=1e-4", "a.b.c=[1, 2]", "seed=3", "n=x=y"])
+    assert after == {
+        "trl": {"learning_rate": 1e-4},
+        "seed": 3,
+        "a": {"b": {"c": [1, 2]}},
+        "n": "x=y",
+    }
+    assert before["seed"] == 0 and before["trl"] == {"learning_rate": 1.0}
+
+
+@pytest.mark.parametrize("override", ["seed", "=1", "seed.deeper=1"])
+def test_a_bad_override_is_named(override: str) -> None:
+    with pytest.raises(ConfigError, match=f"override '{override}'"):
+        apply_overrides({"seed": 0}, [override])
+
+
+@pytest.mark.parametrize("text", ["a: [", "- 1\n- 2\n", "just text", "a: \x00"])
+def test_bad_yaml_is_one_sentence(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        read_yaml(file)
+    assert str(file) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_shipped_recipe_is_found_by_name_and_a_near_miss_named() -> None:
+    assert bundled("thinkgate_train", "recipes", "quickstart-sft").is_file()
+    with pytest.raises(ConfigError, match="did you mean 'quickstart-sft'"):
+        bundled("thinkgate_train", "recipes", "quickstart-stf")

@@ -1,0 +1,91 @@
+"""Recipes: shipped ones parse, every mistake is one sentence, TRL's section reaches TRL."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from thinkgate.cli import main
+from thinkgate.config import apply_overrides, parse, read_yaml
+from thinkgate.errors import ConfigError
+from thinkgate_train.recipe import Recipe, trl_config
+
+RECIPES = sorted((Path(__file__).parent.parent / "train" / "recipes").glob("*.yaml"))
+
+
+def recipe(name: str, *overrides: str) -> Recipe:
+    path = next(p for p in RECIPES if p.stem == name)
+    return parse(Recipe, apply_overrides(read_yaml(path), overrides), path)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_shipped_recipes_build_their_trl_config(path: Path, tmp_path: Path) -> None:
+    loaded = parse(Recipe, read_yaml(path), path)
+    config: Any = trl_config(loaded, str(tmp_path))
+    assert loaded.name == path.stem
+    for key, value in loaded.trl.items():
+        assert getattr(config, key) == value
+    assert config.seed == loaded.seed
+
+
+@pytest.mark.parametrize(
+    ("name", "override", "expected"),
+    [
+        ("quickstart-sft", "modle.path=x", "unknown key 'modle'; did you mean 'model'?"),
+        (
+            "quickstart-sft",
+            "trl.learning_rat=1",
+            "'trl.learning_rat'; did you mean 'learning_rate'?",
+        ),
+        ("quickstart-grpo", "trl.max_prompt_length=9", "put it in 'data'"),
+        ("quickstart-grpo", "trl.warmup_ratio=0.1", "use warmup_steps"),
+        ("quickstart-grpo", "trl.seed=3", "set 'seed' at the top"),
+        ("quickstart-grpo", "trl.num_generations=1", "num_generations is 1; use"),
+        ("quickstart-grpo", "trl.auto_find_batch_size=true", "trl: auto_find_batch_size is not"),
+        ("quickstart-sft", "model.path=x", "exactly one of 'path' and 'scratch'"),
+        ("quickstart-grpo", "rewards=[{name: corectness}]", "did you mean 'correctness'?"),
+        ("quickstart-grpo", "rewards=[]", "method 'grpo' needs 'rewards'"),
+        ("quickstart-grpo", "prompt.template=hello", "needs {prompt}"),
+        ("quickstart-grpo", "open_tag=''", "bare tags"),
+        ("quickstart-sft", "data.half=test", "'data"),
+    ],
+)
+def test_a_mistake_is_one_sentence(
+    name: str, override: str, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main(["train", name, override, "--out", str(out)]) == 2
+    said = capsys.readouterr().err
+    assert expected in said
+    assert said.startswith("thinkgate: ") and said.count("\n") == 1
+    assert not out.exists()
+
+
+def test_a_batch_that_does_not_hold_whole_groups_names_both_numbers(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"batch of 100 rollouts .* groups of 8; .* example 96"):
+        trl_config(recipe("quickstart-grpo", "trl.per_device_train_batch_size=100"), str(tmp_path))
+
+
+def test_gradient_accumulation_counts_towards_the_batch(tmp_path: Path) -> None:
+    overrides = ("trl.per_device_train_batch_size=4", "trl.gradient_accumulation_steps=4")
+    config: Any = trl_config(recipe("quickstart-grpo", *overrides), str(tmp_path))
+    assert config.generation_batch_size == 16
+
+
+def test_a_missing_model_and_a_finished_folder_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = ["train", "quickstart-grpo", f"model.path={tmp_path / 'none'}", "data.count=8"]
+    assert main([*missing, "--out", str(tmp_path / "out")]) == 2
+    assert "no such folder, and not the id of a Hub model" in capsys.readouterr().err
+    (tmp_path / "out" / "thinkgate").mkdir(parents=True)
+    assert main(["train", "quickstart-sft", "--out", str(tmp_path / "out")]) == 2
+    assert "already holds a checkpoint" in capsys.readouterr().err
+
+
+def test_no_room_on_the_disk_is_said_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["train", "quickstart-sft", "disk_mib=1000000000", "--out", str(tmp_path / "out")]
+    assert main(arguments) == 2
+    assert "MiB free on its disk, 1000000000 MiB needed" in capsys.readouterr().err

@@ -1,0 +1,311 @@
+"""The checkpoint folder: model files any loader takes, plus what thinkgate proved about them.
+
+Owns the manifest, the gate decision as a record, digests, and what makes a folder complete. It
+does not know how a model is trained, measured or served.
+
+    config.json, *.safetensors, tokenizer …   as any Hub model
+    thinkgate/manifest.json                   written last: its presence means complete
+    thinkgate/decision.json                   what the gate said about exactly these bytes
+    thinkgate/evals/<suite>.jsonl             one record per sample
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import Field, ValidationError
+
+from thinkgate.config import Config
+from thinkgate.errors import CheckpointError
+
+__all__ = [
+    "DECISION",
+    "META",
+    "Checkpoint",
+    "DataFingerprint",
+    "Decision",
+    "GateVerdict",
+    "Manifest",
+    "RuleResult",
+    "TemplateFingerprint",
+    "file_digests",
+    "gated",
+    "load_checkpoint",
+    "model_digest",
+    "now",
+    "package_versions",
+    "read_decision",
+    "require_space",
+    "write_atomic",
+    "write_manifest",
+    "writing_checkpoint",
+]
+
+META = "thinkgate"
+MANIFEST = "manifest.json"
+DECISION = "decision.json"
+SEEN = "seen-prompts.txt"
+
+
+class GateVerdict(StrEnum):
+    """What a gate can say. INCONCLUSIVE is not a weak FAIL: the data do not settle it."""
+
+    PASS = "pass"
+    FAIL = "fail"
+    INCONCLUSIVE = "inconclusive"
+
+
+class DataFingerprint(Config):
+    """What a model was trained on: enough to check an evaluation set against it later."""
+
+    name: str
+    count: int
+    sha256: str
+    """Over the sorted distinct prompt keys (`thinkgate.problems.prompt_key`), one a line."""
+
+
+class TemplateFingerprint(Config):
+    """What decides how text becomes a prompt and a completion becomes reasoning and answer."""
+
+    chat_template_sha256: str
+    open_tag: str
+    close_tag: str
+    prefilled: bool
+    sampling: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over all fields; equal between training, gate and server or something moved."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+
+class Manifest(Config):
+    """Where a checkpoint came from. Frozen; the file is written last."""
+
+    schema_version: int = 1
+    name: str
+    method: str
+    """`base`, `sft`, `grpo` …"""
+    recipe: str
+    config: dict[str, Any]
+    """The resolved configuration, overrides applied."""
+    data: tuple[DataFingerprint, ...] = ()
+    template: TemplateFingerprint
+    packages: dict[str, str] = Field(default_factory=dict)
+    seed: int = 0
+    parent: str | None = None
+    """`model_digest` of the checkpoint this one was trained from."""
+    metrics: dict[str, float] = Field(default_factory=dict)
+    model_digest: str
+    created: str
+
+
+class RuleResult(Config):
+    """One rule of a policy, applied. Proportions are in [0, 1]."""
+
+    rule: str
+    suite: str
+    metric: str
+    estimate: float | None
+    low: float | None
+    high: float | None
+    n: int
+    threshold: float
+    verdict: GateVerdict
+    why: str
+
+
+class Decision(Config):
+    """What the gate said about one set of model files, and on what evidence."""
+
+    schema_version: int = 1
+    id: str
+    verdict: GateVerdict
+    policy: str
+    policy_sha256: str
+    candidate: str
+    """`model_digest` of the checkpoint that was judged; the decision holds for nothing else."""
+    incumbent: str | None
+    suites: dict[str, str]
+    """Suite name to the fingerprint of prompt, sampling and problems."""
+    rules: tuple[RuleResult, ...]
+    created: str
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A complete checkpoint folder whose files have the digests its manifest names."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def digest(self) -> str:
+        """The digest of the model files."""
+        return self.manifest.model_digest
+
+    def meta(self, *parts: str) -> Path:
+        """A path inside the folder's `thinkgate/`."""
+        return self.path.joinpath(META, *parts)
+
+    def seen_prompts(self) -> frozenset[str]:
+        """Keys of every prompt this checkpoint and its ancestors were trained on."""
+        path = self.meta(SEEN)
+        return frozenset(path.read_text().split()) if path.is_file() else frozenset()
+
+
+def now() -> str:
+    """The time, UTC, ISO 8601, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def file_digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file that belongs to the model: all but hidden files and `thinkgate/`."""
+    result: dict[str, str] = {}
+    for path in sorted(folder.rglob("*")):
+        relative = path.relative_to(folder)
+        if relative.parts[0] == META or any(part.startswith(".") for part in relative.parts):
+            continue
+        if path.is_symlink():
+            raise CheckpointError(f"{path} is a symbolic link; copy the file into the checkpoint")
+        if path.is_file():
+            with path.open("rb") as file:
+                result[relative.as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    return result
+
+
+def model_digest(folder: Path) -> str:
+    """One SHA-256 over the names and digests of all model files (weights, tokenizer, config)."""
+    listing = "".join(f"{digest}  {name}\n" for name, digest in file_digests(folder).items())
+    return hashlib.sha256(listing.encode()).hexdigest()
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """The checkpoint at `path`; CheckpointError when incomplete or when any model file changed."""
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: no such checkpoint folder")
+    file = path / META / MANIFEST
+    if not file.is_file():
+        raise CheckpointError(
+            f"{path}: no {META}/{MANIFEST}, so this is not a finished thinkgate checkpoint; "
+            "train one with 'thinkgate train', or serve it with --allow-ungated"
+        )
+    manifest = _read(Manifest, file)
+    actual = model_digest(path)
+    if actual != manifest.model_digest:
+        raise CheckpointError(
+            f"{path}: its files have digest {actual[:12]}, its manifest says "
+            f"{manifest.model_digest[:12]}: a file was changed, added or removed after training"
+        )
+    return Checkpoint(path, manifest)
+
+
+def read_decision(checkpoint: Checkpoint) -> Decision | None:
+    """The recorded gate decision, or None when the checkpoint was never gated."""
+    file = checkpoint.meta(DECISION)
+    return _read(Decision, file) if file.is_file() else None
+
+
+def gated(checkpoint: Checkpoint) -> Decision:
+    """The passing decision about exactly these files; CheckpointError says what is missing."""
+    decision = read_decision(checkpoint)
+    path = checkpoint.path
+    if decision is None:
+        raise CheckpointError(f"{path}: no gate decision; run 'thinkgate gate {path}' first")
+    if decision.candidate != checkpoint.digest:
+        raise CheckpointError(
+            f"{path}: its decision {decision.id} is about {decision.candidate[:12]}, the files are "
+            f"{checkpoint.digest[:12]}; run 'thinkgate gate {path}' again"
+        )
+    if decision.verdict is not GateVerdict.PASS:
+        reasons = [f"{r.rule}: {r.why}" for r in decision.rules if r.verdict != GateVerdict.PASS]
+        raise CheckpointError(
+            f"{path}: the gate said {decision.verdict.upper()} ({'; '.join(reasons)})"
+        )
+    return decision
+
+
+@contextmanager
+def writing_checkpoint(path: Path) -> Generator[Path]:
+    """A fresh folder to fill, moved to `path` when the block ends well; an old one is replaced.
+
+    A reader never sees half a checkpoint: the folder appears under its name complete or not at all.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    (partial / META).mkdir(parents=True)
+    yield partial
+    if path.exists():
+        old = path.with_name(f".{path.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        path.rename(old)
+        partial.rename(path)
+        shutil.rmtree(old)
+    else:
+        partial.rename(path)
+
+
+def write_manifest(folder: Path, manifest: Manifest, seen_prompts: frozenset[str]) -> None:
+    """Complete a checkpoint folder: the seen prompts first, the manifest last."""
+    write_atomic(folder / META / SEEN, "".join(f"{key}\n" for key in sorted(seen_prompts)))
+    write_atomic(folder / META / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Replace a file so that readers see the old text or the new, also after a crash."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def require_space(folder: Path, mebibytes: int) -> None:
+    """CheckpointError when the disk under `folder` has less free space than a run needs."""
+    existing = folder.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free // 2**20
+    if free < mebibytes:
+        raise CheckpointError(
+            f"{folder}: {free} MiB free on its disk, {mebibytes} MiB needed; free some space or "
+            "choose another folder with --out"
+        )
+
+
+def package_versions(*names: str) -> dict[str, str]:
+    """Installed versions of the named distributions; those not installed are left out."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found: dict[str, str] = {}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+M = TypeVar("M", bound=Config)
+
+
+def _read(model: type[M], file: Path) -> M:
+    try:
+        return model.model_validate(json.loads(file.read_text(encoding="utf-8")))
+    except (ValidationError, ValueError) as error:
+        first = str(error).splitlines()[0]
+        raise CheckpointError(f"{file}: not a valid {model.__name__.lower()}: {first}") from error

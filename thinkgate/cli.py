@@ -1,0 +1,95 @@
+"""The `thinkgate` command: finds the subcommand's module, runs it, words its errors.
+
+The only place that names the parts, by string, so that `thinkgate --help` imports none of them.
+A command module has `add_arguments(parser)`, `run(args) -> int` and a docstring with examples.
+"""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from thinkgate import __version__
+from thinkgate.config import nearest
+from thinkgate.errors import MissingDependencyError, ThinkgateError
+
+__all__ = ["main", "run_command"]
+
+COMMANDS = {
+    "quickstart": ("thinkgate.quickstart", "train, gate, promote and serve a small reasoner here"),
+    "train": ("thinkgate_train.command", "run a training recipe"),
+    "eval": ("thinkgate_evals.eval_command", "measure a checkpoint, alias or endpoint"),
+    "gate": ("thinkgate_evals.gate_command", "decide PASS, FAIL or INCONCLUSIVE for a checkpoint"),
+    "promote": ("thinkgate.promote_command", "point an alias at a checkpoint that passed"),
+    "rollback": ("thinkgate.rollback_command", "point an alias at what it pointed at before"),
+    "list": ("thinkgate.list_command", "show the registry's aliases and their history"),
+    "serve": ("thinkgate_serve.command", "serve a gated checkpoint over an OpenAI-compatible API"),
+    "chat": ("thinkgate_clients.chat", "talk to a server, reasoning dim, answer bold"),
+    "score": ("thinkgate.score_command", "grade recorded answers with the verifier"),
+    "split": ("thinkgate.split_command", "split recorded completions into reasoning and answer"),
+    "doctor": ("thinkgate.doctor", "show versions and devices, what is missing and the fix"),
+}
+EXTRA_OF = {"thinkgate_train": "train", "thinkgate_evals": "evals", "thinkgate_serve": "serve"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; 0 done, 1 a negative result, 2 a mistake to fix, 3 inconclusive, 130 ^C."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return run_command(arguments)
+    except ThinkgateError as error:
+        print(f"thinkgate: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("thinkgate: stopped; finished work is kept", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `thinkgate … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def run_command(arguments: Sequence[str]) -> int:
+    """Run one command in this process; ThinkgateError and Ctrl-C reach the caller."""
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0
+    if arguments[0] in ("-V", "--version"):
+        print(f"thinkgate {__version__}")
+        return 0
+    name, *rest = arguments
+    if name not in COMMANDS:
+        raise ThinkgateError(f"unknown command '{name}'; {nearest(name, COMMANDS)}")
+    module_name, summary = COMMANDS[name]
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        extra = EXTRA_OF.get(module_name.split(".")[0], "all")
+        raise MissingDependencyError(
+            f"'thinkgate {name}' needs {error.name}, which is not installed; "
+            f"pip install 'thinkgate[{extra}]'"
+        ) from error
+    parser = argparse.ArgumentParser(
+        prog=f"thinkgate {name}",
+        description=summary[0].upper() + summary[1:] + ".",
+        epilog=module.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    module.add_arguments(parser)
+    try:
+        parsed = parser.parse_intermixed_args(rest)  # options may follow key=value items
+    except SystemExit as stop:  # argparse has printed the help (0) or the mistake (2)
+        return int(stop.code or 0)
+    return int(module.run(parsed))
+
+
+def _overview() -> str:
+    lines = [
+        "thinkgate: train a reasoner, prove it is better, serve it.",
+        "",
+        "usage: thinkgate COMMAND [options]     (thinkgate COMMAND --help for each)",
+        "",
+        *(f"  {name:<12}{summary}" for name, (_, summary) in COMMANDS.items()),
+    ]
+    return "\n".join(lines)

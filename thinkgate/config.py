@@ -1,0 +1,158 @@
+"""Strict configuration: YAML in, frozen models out; an unknown key is refused with the nearest.
+
+Owns reading YAML, dotted overrides and the wording of configuration errors. It does not know
+what any recipe, suite or policy means: those models live with their owners.
+"""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from thinkgate.errors import ConfigError
+
+__all__ = ["Config", "apply_overrides", "bundled", "nearest", "parse", "read_yaml"]
+
+
+class Config(BaseModel):
+    """Base of everything a user may write in YAML: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+C = TypeVar("C", bound=BaseModel)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; ConfigError when it is missing, malformed or not a mapping."""
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file")
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" (line {mark.line + 1})" if mark else ""
+        raise ConfigError(f"{path}{where}: not valid YAML: {_first_line(error)}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: expected a mapping of keys to values at the top level")
+    return cast("dict[str, Any]", data)
+
+
+def apply_overrides(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """`data` with `a.b=value` items applied; values are read as YAML, so `x=1e-4` is a number."""
+    result = _deep_copy(data)
+    for item in overrides:
+        dotted, sep, raw = item.partition("=")
+        if not sep or not dotted:
+            raise ConfigError(f"override '{item}': write it as key=value, for example seed=1")
+        *parents, last = dotted.split(".")
+        node = result
+        for key in parents:
+            child = node.setdefault(key, {})
+            if not isinstance(child, dict):
+                raise ConfigError(f"override '{item}': '{key}' is a value, not a section")
+            node = cast("dict[str, Any]", child)
+        node[last] = _scalar(raw)
+    return result
+
+
+def parse(model: type[C], data: Mapping[str, Any], source: object) -> C:
+    """`data` as a `model`; ConfigError naming `source`, the key and the nearest known key."""
+    try:
+        return model.model_validate(dict(data))
+    except ValidationError as error:
+        raise ConfigError("; ".join(_explain(model, e, source) for e in error.errors())) from error
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A suggestion to end a sentence with: the nearest known name, else the whole list."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(names)}"
+
+
+def bundled(package: str, folder: str, name: str) -> Path:
+    """The file a user names: a path if it exists, else the YAML of that name shipped with us.
+
+    In a checkout `folder` lies beside the package; in a wheel it lies inside it.
+    """
+    import importlib
+
+    given = Path(name)
+    if given.is_file():
+        return given
+    root = Path(cast(str, importlib.import_module(package).__file__)).parent
+    for base in (root / folder, root.parent / folder):
+        candidate = base / f"{given.name.removesuffix('.yaml')}.yaml"
+        if candidate.is_file() and given.parent == Path("."):
+            return candidate
+    shipped = {p.stem for b in (root / folder, root.parent / folder) for p in b.glob("*.yaml")}
+    raise ConfigError(
+        f"{name}: no such file, and no shipped one has that name; {nearest(given.stem, shipped)}"
+    )
+
+
+def _explain(model: type[BaseModel], error: Any, source: object) -> str:
+    loc = [str(part) for part in error["loc"]]
+    dotted = ".".join(loc)
+    if error["type"] == "extra_forbidden":
+        return f"{source}: unknown key '{dotted}'; {nearest(loc[-1], _known_keys(model, loc[:-1]))}"
+    if error["type"] == "missing":
+        return f"{source}: '{dotted}' is missing"
+    value = repr(error["input"])
+    shown = value if len(value) <= 60 else value[:57] + "..."
+    reason = str(error["msg"]).removeprefix("Value error, ")
+    return f"{source}: '{dotted or 'top level'}' is {shown}: {reason[0].lower()}{reason[1:]}"
+
+
+def _known_keys(model: type[BaseModel], loc: list[str]) -> list[str]:
+    """Field names of the section at `loc`, found in the JSON schema (it has unions resolved)."""
+    schema = model.model_json_schema()
+    nodes: list[dict[str, Any]] = [schema]
+    for part in loc:
+        following: list[dict[str, Any]] = []
+        for node in _variants(nodes, schema):
+            child: Any = node.get("properties", {}).get(part) or node.get("items")
+            # In a discriminated union pydantic puts the variant's tag into the location.
+            following.append(cast("dict[str, Any]", child) if isinstance(child, dict) else node)
+        nodes = following
+    return [key for node in _variants(nodes, schema) for key in node.get("properties", {})]
+
+
+def _variants(nodes: list[dict[str, Any]], schema: dict[str, Any]) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    for node in nodes:
+        if "$ref" in node:
+            found += _variants([schema["$defs"][node["$ref"].rsplit("/", 1)[-1]]], schema)
+        elif "anyOf" in node or "oneOf" in node:
+            found += _variants(node.get("anyOf", []) + node.get("oneOf", []), schema)
+        else:
+            found.append(node)
+    return found
+
+
+def _scalar(raw: str) -> Any:
+    try:
+        value = yaml.safe_load(raw)
+    except yaml.YAMLError:
+        return raw
+    if isinstance(value, str):  # YAML 1.1 reads 1e-4 (no dot) as text
+        try:
+            return float(value) if any(c.isdigit() for c in value) else value
+        except ValueError:
+            return value
+    return value
+
+
+def _deep_copy(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: _deep_copy(cast("Mapping[str, Any]", value)) if isinstance(value, Mapping) else value
+        for key, value in data.items()
+    }
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join(str(getattr(error, "problem", None) or error).split())

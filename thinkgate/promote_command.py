@@ -1,0 +1,32 @@
+"""Examples:
+
+thinkgate promote runs/gsm8k/grpo
+thinkgate promote runs/gsm8k/grpo --alias staging --why "nightly 2026-11-22"
+
+The checkpoint's files are verified against its manifest, and its gate decision must be a PASS
+about exactly these files.
+"""
+
+import argparse
+from pathlib import Path
+
+from thinkgate.console import console
+from thinkgate.registry import Registry
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `thinkgate promote`."""
+    parser.add_argument("checkpoint", type=Path, help="checkpoint folder that passed its gate")
+    parser.add_argument("--alias", default="production", help="default: production")
+    parser.add_argument("--why", default="", help="a note kept in the history")
+    parser.add_argument("--registry", type=Path, help="registry folder; default: runs/registry")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Promote, or fail naming what is not proven."""
+    entry = Registry(args.registry).promote(args.alias, args.checkpoint, args.why)
+    console.print(
+        f"[bold]{args.alias}[/] -> {args.checkpoint} "
+        f"(digest {entry.model_digest[:12]}, decision {entry.decision})"
+    )
+    return 0
