@@ -123,7 +123,9 @@ class ScriptedEndpoint:
                 return Response(said.body, said.status, media_type="text/html")
             return JSONResponse({"error": said.error}, said.status)
         if body.get("stream"):
-            return StreamingResponse(_stream(said), media_type="text/event-stream", headers=self.headers)
+            return StreamingResponse(
+                _stream(said), media_type="text/event-stream", headers=self.headers
+            )
         # Not JSONResponse: it cannot send the lone surrogates that JSON allows.
         text = json.dumps(_whole(said))
         return Response(text, media_type="application/json", headers=self.headers)

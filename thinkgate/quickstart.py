@@ -33,8 +33,10 @@ SUITE = "arithmetic"
 POLICY = "quickstart"
 ALIAS = "production"
 QUESTIONS = ("8+7-6+9-3", "3+9-4+8-2+7", "9-5+8+6-7")
-# `--fast` is for CI: fewer evaluation problems, everything else as is.
-FAST_LIMIT = 400
+# `--fast` is for CI: fewer steps and fewer evaluation problems; everything else is as it is.
+FAST_SFT = ("trl.max_steps=450", "data.count=28800")
+FAST_GRPO = ("trl.max_steps=25",)
+FAST_LIMIT = ("--limit", "400")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `thinkgate quickstart`."""
     parser.add_argument("--out", type=Path, default=Path("runs/quickstart"), help="run folder")
     parser.add_argument("--seed", type=int, default=0, help="seed of everything; default: 0")
-    parser.add_argument("--fast", action="store_true", help="CI size: 400 problems, not 1,000")
+    parser.add_argument("--fast", action="store_true", help="CI size: less of everything")
     parser.add_argument("--registry", type=Path, help="registry folder; default: runs/registry")
     parser.add_argument("--keep-serving", action="store_true", help="serve until Ctrl-C at the end")
 
@@ -82,10 +84,10 @@ def run(args: argparse.Namespace) -> int:
 def _stages(args: argparse.Namespace) -> list[Stage]:
     base, grpo = str(args.out / "base"), str(args.out / "grpo")
     seed = f"seed={args.seed}"
-    limit = ("--limit", str(FAST_LIMIT)) if args.fast else ()
+    limit = FAST_LIMIT if args.fast else ()
     registry = ("--registry", str(args.registry)) if args.registry else ()
-    sft = ("quickstart-sft", seed)
-    rl = ("quickstart-grpo", f"model.path={base}", seed)
+    sft = ("quickstart-sft", seed, *(FAST_SFT if args.fast else ()))
+    rl = ("quickstart-grpo", f"model.path={base}", seed, *(FAST_GRPO if args.fast else ()))
     return [
         Stage("cold start", ("train", *sft, "--out", base), lambda: _trained(base, sft)),
         Stage("GRPO", ("train", *rl, "--out", grpo), lambda: _trained(grpo, rl)),

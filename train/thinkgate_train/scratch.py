@@ -41,7 +41,7 @@ class Scratch(Config):
     head_dim: Annotated[int, Field(ge=32)] = 32
     """vLLM's CPU attention supports 32, 64, 80, 96, 112, 128 …"""
     kv_heads: Annotated[int, Field(ge=1)] = 2
-    max_length: Annotated[int, Field(ge=64)] = 512
+    max_length: Annotated[int, Field(ge=64)] = 8192
     """Context length in tokens."""
 
 

@@ -1,0 +1,1 @@
+"""Clients: asking a server, with the reasoning apart from the answer."""

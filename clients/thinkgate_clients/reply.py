@@ -1,0 +1,169 @@
+"""What comes back from a chat completion: the reasoning, the answer, and what they cost.
+
+Owns reading a completion, whole or in chunks, whatever names the server uses for the thought:
+`reasoning_content`, `reasoning`, or tags in the text, which the one splitter splits. Knows nothing
+of connections or retries (`client.py`), nor of what a right answer is.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from thinkgate.format import Channel, SplitStatus, ThinkSplitter
+
+__all__ = ["AnswerText", "Event", "Finished", "Reading", "ReasoningText", "Reply"]
+
+DIGEST_HEADER = "X-Thinkgate-Model-Digest"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """One finished completion. Counts are None where the server does not report them."""
+
+    reasoning: str
+    answer: str | None
+    """None only when the generation ended inside the thought; an empty answer is ""."""
+
+    status: SplitStatus
+    finish_reason: str | None
+    reasoning_tokens: int | None
+    answer_tokens: int | None
+    completion_tokens: int | None
+    request_id: str | None
+    model_digest: str | None
+    """SHA-256 of the served model's files; only a thinkgate server sends it."""
+
+    latency_s: float
+    """From sending to the last byte, retries included."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReasoningText:
+    """A piece of the thought, as it is generated."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerText:
+    """A piece of the answer, as it is generated."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The last event of a stream: everything together, with usage."""
+
+    reply: Reply
+
+
+Event = ReasoningText | AnswerText | Finished
+
+
+class Reading:
+    """Turns what a server sends for one request into events and a `Reply`.
+
+    `started` is the `time.perf_counter()` at which the request was sent.
+    """
+
+    def __init__(self, splitter: ThinkSplitter, headers: Mapping[str, str], started: float) -> None:
+        self._splitter = splitter
+        self._digest = headers.get(DIGEST_HEADER)
+        self._request_id = headers.get("x-request-id")
+        self._started = started
+        self._parts: dict[Channel, list[str]] = {channel: [] for channel in Channel}
+        self._separated = False  # the server has split the thought off itself
+        self._cut = False  # and says that it was cut
+        self._finish_reason: str | None = None
+        self._usage: Any = None
+
+    def whole(self, completion: Any) -> Reply:
+        """The reply in a completion that was not streamed; ValueError when it is none."""
+        self._take(completion, "message")
+        return self._reply()
+
+    def feed(self, chunk: Any) -> list[Event]:
+        """Events of one chunk of a stream."""
+        if not chunk.choices:  # the one that carries the usage
+            self._usage = chunk.usage or self._usage
+            return []
+        return self._take(chunk, "delta")
+
+    def finish(self) -> list[Event]:
+        """What is still held back, then `Finished`; ValueError when the stream broke off."""
+        if self._finish_reason is None:
+            raise ValueError("the stream ended before the completion did")
+        held = self._put(self._splitter.close())
+        return [*held, Finished(self._reply())]
+
+    def _take(self, response: Any, part: str) -> list[Event]:
+        choices = getattr(response, "choices", None)
+        if not choices:
+            raise ValueError("the response is not a chat completion")
+        choice = choices[0]
+        message = getattr(choice, part)
+        self._request_id = self._request_id or response.id
+        self._usage = response.usage or self._usage
+        self._finish_reason = choice.finish_reason or self._finish_reason
+        flags = (getattr(x, "reasoning_truncated", None) for x in (response, choice, message))
+        self._cut = self._cut or any(flags)
+        return self._put(self._pieces(message))
+
+    def _pieces(self, message: Any) -> list[tuple[Channel, str]]:
+        """Text of a message or delta; DeepSeek's name for the thought first, then vLLM's."""
+        thought = getattr(message, "reasoning_content", None)
+        if thought is None:
+            thought = getattr(message, "reasoning", None)
+        self._separated = self._separated or thought is not None
+        pieces = [(Channel.REASONING, thought)] if thought else []
+        if message.content and self._separated:
+            return [*pieces, (Channel.ANSWER, message.content)]
+        return [*pieces, *self._splitter.feed(message.content or "")]
+
+    def _put(self, pieces: list[tuple[Channel, str]]) -> list[Event]:
+        events: list[Event] = []
+        for channel, text in pieces:
+            self._parts[channel].append(text)
+            kind = ReasoningText if channel is Channel.REASONING else AnswerText
+            events.append(kind(text))
+        return events
+
+    def _reply(self) -> Reply:
+        self._put(self._splitter.close())
+        answer = "".join(self._parts[Channel.ANSWER])
+        completion, thinking = _token_counts(self._usage)
+        status = self._status(answer, thinking)
+        if thinking is None and status is SplitStatus.UNTAGGED:
+            thinking = 0
+        rest = None if completion is None or thinking is None else completion - thinking
+        return Reply(
+            reasoning="".join(self._parts[Channel.REASONING]),
+            answer=None if status is SplitStatus.TRUNCATED else answer,
+            status=status,
+            finish_reason=self._finish_reason,
+            reasoning_tokens=thinking,
+            answer_tokens=rest,
+            completion_tokens=completion,
+            request_id=self._request_id,
+            model_digest=self._digest,
+            latency_s=time.perf_counter() - self._started,
+        )
+
+    def _status(self, answer: str, thinking: int | None) -> SplitStatus:
+        nothing_after = not answer and self._finish_reason == "length"
+        if self._separated:
+            cut = self._cut or nothing_after
+            return SplitStatus.TRUNCATED if cut else SplitStatus.CLOSED
+        if nothing_after and thinking:  # a server that keeps its thoughts to itself
+            return SplitStatus.TRUNCATED
+        return self._splitter.status
+
+
+def _token_counts(usage: Any) -> tuple[int | None, int | None]:
+    """(completion tokens, reasoning tokens) as reported; None where not."""
+    if usage is None:
+        return None, None
+    details = getattr(usage, "completion_tokens_details", None)
+    return usage.completion_tokens, getattr(details, "reasoning_tokens", None)

@@ -1,0 +1,1 @@
+"""Evaluation: suites run against an endpoint, statistics, the gate."""

@@ -1,0 +1,186 @@
+"""Getting a suite measured, whoever asks: `thinkgate eval` and `thinkgate gate` both come here.
+
+Owns where a checkpoint's records lie, starting a server only if something is missing, and the
+rule that records of another suite, other problems or other weights are never used. What the
+numbers mean is for `metrics.py` and `gate.py`.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from thinkgate.checkpoint import Checkpoint, load_checkpoint
+from thinkgate.errors import CheckpointError, DataError, EndpointError
+from thinkgate.registry import Registry
+from thinkgate_evals.metrics import Summary, summarise
+from thinkgate_evals.records import Record, Recording, set_aside
+from thinkgate_evals.runner import Endpoint, missing, run
+from thinkgate_evals.suites import LoadedSuite
+
+__all__ = [
+    "Measurement",
+    "Options",
+    "find_checkpoint",
+    "measure_checkpoint",
+    "measure_endpoint",
+    "naming_files",
+    "records_path",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How to measure; nothing here changes what a sample is worth."""
+
+    limit: int | None = None
+    """Ask only the first this many problems of each suite."""
+
+    concurrency: int = 64
+    timeout: float = 600.0
+    """Seconds one request may take."""
+
+    fresh: bool = False
+    """Set recorded samples aside and measure again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """All planned samples of one suite for one model."""
+
+    loaded: LoadedSuite
+    model: str
+    fingerprint: str
+    records: tuple[Record, ...]
+    summary: Summary
+    path: Path
+
+
+@contextmanager
+def naming_files() -> Iterator[None]:
+    """Turn a full disk or a folder that may not be written into a sentence that names the file."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename2 or error.filename or "the results"
+        reason = error.strerror or str(error)
+        raise DataError(f"{where}: {reason}; free space there, or allow writing") from error
+
+
+def find_checkpoint(target: str, registry: Path | None = None) -> Checkpoint:
+    """The verified checkpoint in the folder, or behind the alias, `target`."""
+    folder = Path(target)
+    if folder.is_dir():
+        return load_checkpoint(folder)
+    if len(folder.parts) != 1 or target.startswith("."):
+        raise CheckpointError(f"{target}: no such checkpoint folder")
+    return load_checkpoint(Registry(registry).resolve(target))
+
+
+def records_path(checkpoint: Path, suite: str) -> Path:
+    """Where the records of a checkpoint lie by default."""
+    return checkpoint / "thinkgate" / "evals" / f"{suite}.jsonl"
+
+
+def measure_checkpoint(
+    checkpoint: Checkpoint, suites: Iterable[LoadedSuite], options: Options, out: Path | None = None
+) -> list[Measurement]:
+    """Measure what is missing through a server started for it, and return everything planned."""
+    suites = list(suites)
+    paths = [
+        out / f"{s.name}.jsonl" if out else records_path(checkpoint.path, s.name) for s in suites
+    ]
+    with ExitStack() as stack:
+        recordings = _opened(stack, paths, suites, checkpoint.digest, options)
+        todo = _unfinished(recordings, suites, options)
+        if todo:
+            _serve_and_run(checkpoint, todo, options, paths[0].with_name("server.log"))
+        return _measured(recordings, suites, options)
+
+
+def measure_endpoint(
+    endpoint: Endpoint, suites: Iterable[LoadedSuite], options: Options, out: Path
+) -> list[Measurement]:
+    """The same for a server that is already there."""
+    suites = list(suites)
+    paths = [out / f"{loaded.name}.jsonl" for loaded in suites]
+    model = endpoint.digest or f"{endpoint.model} at {endpoint.base_url}"
+    endpoint = replace(endpoint, concurrency=options.concurrency, timeout=options.timeout)
+    with ExitStack() as stack:
+        recordings = _opened(stack, paths, suites, model, options)
+        for recording, loaded in _unfinished(recordings, suites, options):
+            run(endpoint, loaded, recording, options.limit)
+        return _measured(recordings, suites, options)
+
+
+def _serve_and_run(
+    checkpoint: Checkpoint,
+    todo: Sequence[tuple[Recording, LoadedSuite]],
+    options: Options,
+    log: Path,
+) -> None:
+    from thinkgate_clients.local import local_server
+
+    with local_server(checkpoint.path.absolute(), allow_ungated=True, log=log) as server:
+        endpoint = Endpoint(
+            base_url=server.base_url,
+            model=server.model,
+            digest=checkpoint.digest,
+            concurrency=options.concurrency,
+            timeout=options.timeout,
+        )
+        try:
+            for recording, loaded in todo:
+                run(endpoint, loaded, recording, options.limit)
+        except EndpointError as error:
+            raise EndpointError(f"{error}; the server's log: {log}") from error
+
+
+def _opened(
+    stack: ExitStack,
+    paths: Sequence[Path],
+    suites: Sequence[LoadedSuite],
+    model: str,
+    options: Options,
+) -> list[Recording]:
+    if options.fresh:
+        for path in paths:
+            set_aside(path)
+    return [
+        stack.enter_context(Recording(path, loaded, model))
+        for path, loaded in zip(paths, suites, strict=True)
+    ]
+
+
+def _unfinished(
+    recordings: Sequence[Recording], suites: Sequence[LoadedSuite], options: Options
+) -> list[tuple[Recording, LoadedSuite]]:
+    pairs = zip(recordings, suites, strict=True)
+    return [(r, loaded) for r, loaded in pairs if missing(r, loaded, options.limit)]
+
+
+def _measured(
+    recordings: Sequence[Recording], suites: Sequence[LoadedSuite], options: Options
+) -> list[Measurement]:
+    return [
+        _measurement(recording, loaded, options.limit)
+        for recording, loaded in zip(recordings, suites, strict=True)
+    ]
+
+
+def _measurement(recording: Recording, loaded: LoadedSuite, limit: int | None) -> Measurement:
+    """The planned samples only: an earlier run without a limit may have recorded more."""
+    records = tuple(
+        recording.done[problem.id, repeat]
+        for problem in loaded.planned(limit)
+        for repeat in range(loaded.suite.samples)
+    )
+    summary = summarise(records, recording.header.sessions)
+    return Measurement(
+        loaded=loaded,
+        model=recording.header.model,
+        fingerprint=recording.header.fingerprint,
+        records=records,
+        summary=summary,
+        path=recording.path,
+    )

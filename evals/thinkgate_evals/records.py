@@ -1,0 +1,255 @@
+"""Records: one JSON line per sample, appended as it finishes, and a header that says of what run.
+
+Owns the two files of a run and what makes it resumable: the same header, whole lines, no sample
+twice. It does not know how samples are drawn or what they add up to.
+
+    arithmetic.jsonl       the records
+    arithmetic.run.json    suite, problems and model they belong to; time spent
+"""
+
+import fcntl
+import json
+from collections.abc import Iterable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, Any, Self
+
+from pydantic import Field, ValidationError
+
+from thinkgate.answers import Verdict
+from thinkgate.checkpoint import now, write_atomic
+from thinkgate.config import Config
+from thinkgate.errors import ConfigError, DataError
+from thinkgate.format import SplitStatus
+from thinkgate_evals.suites import LoadedSuite, changed_keys
+
+__all__ = ["Header", "Record", "Recording", "Session", "header_path", "read_records", "set_aside"]
+
+Key = tuple[str, int]
+
+GRADED = frozenset({Verdict.CORRECT, Verdict.WRONG, Verdict.NO_ANSWER})
+"""Verdicts that say something about the model; the others say that the measurement failed."""
+
+
+class Record(Config):
+    """One sample: what was asked, what came back, what it was worth."""
+
+    problem_id: str
+    repeat: int
+    seed: int
+    prompt: str
+    """The problem as it stands in the suite."""
+
+    prompt_hash: str
+    """Of the messages as they were sent."""
+
+    gold: str
+    verdict: Verdict
+    reasoning: str | None = None
+    answer: str | None = None
+    """None when the thought was cut off, or when the request failed."""
+
+    extracted: str | None = None
+    """The final answer the verifier found in `answer`."""
+
+    status: SplitStatus | None = None
+    """None when the request failed."""
+
+    finish_reason: str | None = None
+    reasoning_tokens: int | None = None
+    answer_tokens: int | None = None
+    latency_s: float | None = None
+    request_id: str | None = None
+    model_digest: str | None = None
+    error: str | None = None
+    """Why the request failed; such a sample is asked again when the run is resumed."""
+
+    @property
+    def key(self) -> Key:
+        """What identifies a sample within a run."""
+        return (self.problem_id, self.repeat)
+
+    @property
+    def graded(self) -> bool:
+        """Whether the verdict says something about the model."""
+        return self.verdict in GRADED
+
+
+class Session(Config):
+    """One uninterrupted stretch of a run, for throughput."""
+
+    samples: int
+    tokens: int
+    seconds: float
+
+
+class Header(Config):
+    """What the records of a file belong to."""
+
+    schema_version: int = 1
+    suite: str
+    fingerprint: str
+    identity: dict[str, Any]
+    model: str
+    """The model's digest where it has one, else its name and address."""
+
+    created: str = Field(default_factory=now)
+    sessions: tuple[Session, ...] = ()
+
+
+class Recording:
+    """The records of one suite for one model, open for appending; one process at a time.
+
+    Opening takes up what an earlier process left: a last line torn by a crash is cut off, failed
+    requests are dropped so that they are asked again. A file of another configuration is refused.
+    """
+
+    def __init__(self, path: Path, loaded: LoadedSuite, model: str) -> None:
+        self.path = path
+        self.header = Header(
+            suite=loaded.name,
+            fingerprint=loaded.fingerprint,
+            identity=loaded.identity(),
+            model=model,
+        )
+        self._done: dict[Key, Record] = {}
+        self._open = ExitStack()
+        self._file: IO[str] | None = None
+
+    def __enter__(self) -> Self:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack:
+            self._lock(stack)
+            self._take_up()
+            self._file = stack.enter_context(self.path.open("a", encoding="utf-8"))
+            self._open = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    @property
+    def done(self) -> dict[Key, Record]:
+        """Samples that are measured, by key; also those the request failed for in this session."""
+        return self._done
+
+    def append(self, record: Record) -> None:
+        """Add a finished sample; it survives the death of this process from here on."""
+        assert self._file is not None and record.key not in self._done
+        self._file.write(record.model_dump_json() + "\n")
+        self._file.flush()
+        self._done[record.key] = record
+
+    def close_session(self, session: Session) -> None:
+        """Keep the time this session took."""
+        self.header = self.header.model_copy(update={"sessions": (*self.header.sessions, session)})
+        self._write_header()
+
+    def _lock(self, stack: ExitStack) -> None:
+        # Not the records themselves: they may be replaced, and the lock would stay on the old file.
+        file = stack.enter_context(self.path.with_name(f".{self.path.stem}.lock").open("w"))
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigError(
+                f"{self.path} is being written by another process; wait for it, or choose another "
+                "folder with --out"
+            ) from error
+
+    def _take_up(self) -> None:
+        if not self.path.is_file() or not self.path.stat().st_size:
+            self._write_header()
+            return
+        self._match(_read_header(self.path))
+        _cut_torn_line(self.path)
+        records = read_records(self.path)
+        kept = [record for record in records if record.error is None]
+        if len(kept) < len(records):
+            write_atomic(self.path, "".join(record.model_dump_json() + "\n" for record in kept))
+        self._done = {record.key: record for record in kept}
+
+    def _match(self, found: Header) -> None:
+        """Take over the header found, or refuse it naming every key that differs."""
+        changed = changed_keys(found.identity, self.header.identity)
+        if found.model != self.header.model:
+            changed.append(f"model ({found.model[:12]} -> {self.header.model[:12]})")
+        if changed or found.fingerprint != self.header.fingerprint:
+            raise ConfigError(
+                f"{self.path} holds records of another configuration, which differs in "
+                f"{', '.join(changed) or 'its fingerprint'}; measure again with --fresh, or choose "
+                "another folder with --out"
+            )
+        self.header = found
+
+    def _write_header(self) -> None:
+        write_atomic(header_path(self.path), self.header.model_dump_json(indent=2) + "\n")
+
+
+def header_path(records: Path) -> Path:
+    """Where the header of a records file lies."""
+    return records.with_suffix(".run.json")
+
+
+def set_aside(records: Path) -> None:
+    """Rename a run's two files to `NAME.old.*`, replacing those of an earlier call.
+
+    A file without a header is no run of ours, but perhaps somebody's problems: it stays.
+    """
+    header = header_path(records)
+    if not header.is_file():
+        return
+    for path in (records, header):
+        if path.is_file():
+            suffix = path.name.removeprefix(records.stem)
+            path.rename(path.with_name(f"{records.stem}.old{suffix}"))
+
+
+def read_records(path: Path) -> list[Record]:
+    """All whole records of a file; DataError on a malformed line or a sample that occurs twice.
+
+    A torn last line, as a crash leaves it, is not a record.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    records: list[Record] = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n")[:-1], 1):
+        try:
+            records.append(Record.model_validate_json(line))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            reason = f"{where} {first['msg']}".strip()
+            raise DataError(f"{path}, line {number}: not a record: {reason}") from error
+    _refuse_doubles(path, records)
+    return records
+
+
+def _refuse_doubles(path: Path, records: Iterable[Record]) -> None:
+    seen: set[Key] = set()
+    for record in records:
+        if record.key in seen:
+            raise DataError(
+                f"{path}: problem {record.problem_id}, repeat {record.repeat} occurs twice; a "
+                "sample counted twice would make the intervals too narrow"
+            )
+        seen.add(record.key)
+
+
+def _read_header(records: Path) -> Header:
+    file = header_path(records)
+    if not file.is_file():
+        raise DataError(
+            f"{records} has no {file.name} beside it, so it is not a recorded run; choose another "
+            "folder with --out, or move it away"
+        )
+    try:
+        return Header.model_validate(json.loads(file.read_text(encoding="utf-8")))
+    except (ValidationError, ValueError) as error:
+        raise DataError(f"{file}: not a run header: {str(error).splitlines()[0]}") from error
+
+
+def _cut_torn_line(path: Path) -> None:
+    """Cut off what follows the last newline."""
+    with path.open("r+b") as file:
+        content = file.read()
+        file.truncate(content.rfind(b"\n") + 1)

@@ -1,0 +1,229 @@
+"""Running a suite against an endpoint: many requests at once, each sample recorded as it finishes.
+
+Owns concurrency, seeds, what a failed request means for the run, and progress. How a request is
+made is the client's, what is correct the verifier's, what is kept the recording's.
+
+A failed measurement is never a wrong answer: a request that fails for good becomes an ERROR that
+is asked again on resuming, and a server that is gone stops the run.
+"""
+
+import asyncio
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from thinkgate.answers import Verdict, check, extract
+from thinkgate.console import Meter, progress
+from thinkgate.errors import EndpointError
+from thinkgate.problems import Problem
+from thinkgate_clients.client import AsyncClient, Failure, Reply, RequestFailed
+from thinkgate_evals.records import Record, Recording, Session
+from thinkgate_evals.suites import LoadedSuite
+
+__all__ = ["Endpoint", "missing", "run", "sample_seed"]
+
+GIVE_UP_AFTER = 20
+"""This many requests failing inside the server in a row, none succeeding, and the run stops."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """Whom to ask."""
+
+    base_url: str
+    model: str
+    digest: str | None = None
+    """Of the model that must answer; a reply that names another one stops the run."""
+
+    api_key: str | None = None
+    concurrency: int = 64
+    timeout: float = 600.0
+    max_retries: int = 5
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    problem: Problem
+    repeat: int
+
+
+def missing(recording: Recording, loaded: LoadedSuite, limit: int | None) -> int:
+    """How many planned samples are not measured yet."""
+    return sum(1 for _ in _open_samples(recording, loaded, limit))
+
+
+def run(endpoint: Endpoint, loaded: LoadedSuite, recording: Recording, limit: int | None) -> None:
+    """Measure every planned sample that is missing; returns when each has a record.
+
+    EndpointError when the endpoint is gone or refuses: what is finished is kept, and the same call
+    goes on from there.
+    """
+    try:
+        asyncio.run(_Run(endpoint, loaded, recording, limit).run())
+    except ExceptionGroup as group:
+        failures = group.subgroup(EndpointError)
+        if failures is None:
+            raise
+        first = failures.exceptions[0]
+        raise EndpointError(
+            f"{loaded.name}: {first}; {len(recording.done)} samples are kept in {recording.path}, "
+            "nothing was counted as wrong; run the same command again to go on"
+        ) from first
+
+
+def sample_seed(suite_seed: int, problem_id: str, repeat: int) -> int:
+    """A 31-bit seed of its own for each sample, the same for every model that is asked."""
+    digest = hashlib.sha256(f"{suite_seed} {problem_id} {repeat}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
+
+
+def _open_samples(
+    recording: Recording, loaded: LoadedSuite, limit: int | None
+) -> Iterator[_Sample]:
+    """One repeat over all problems after the other, so that an unfinished run covers the suite."""
+    for repeat in range(loaded.suite.samples):
+        for problem in loaded.planned(limit):
+            if (problem.id, repeat) not in recording.done:
+                yield _Sample(problem, repeat)
+
+
+class _Run:
+    def __init__(
+        self, endpoint: Endpoint, loaded: LoadedSuite, recording: Recording, limit: int | None
+    ) -> None:
+        self._endpoint = endpoint
+        self._loaded = loaded
+        self._recording = recording
+        self._samples = list(_open_samples(recording, loaded, limit))
+        self._planned = len(loaded.planned(limit)) * loaded.suite.samples
+        self._failed_in_a_row = 0
+        self._new: list[Record] = []
+        done = recording.done.values()
+        self._correct = sum(record.verdict is Verdict.CORRECT for record in done)
+        self._graded = sum(record.graded for record in done)
+
+    async def run(self) -> None:
+        endpoint = self._endpoint
+        started = time.perf_counter()
+        client = AsyncClient(
+            endpoint.base_url,
+            endpoint.model,
+            api_key=endpoint.api_key,
+            timeout=endpoint.timeout,
+            max_retries=endpoint.max_retries,
+        )
+        try:
+            with progress(f"eval {self._loaded.name}", self._planned) as meter:
+                meter.set(self._planned - len(self._samples))
+                queue = iter(self._samples)
+                async with client, asyncio.TaskGroup() as workers:
+                    for _ in range(min(endpoint.concurrency, len(self._samples))):
+                        workers.create_task(self._work(client, queue, meter))
+        finally:
+            self._close_session(time.perf_counter() - started)
+
+    async def _work(self, client: AsyncClient, queue: Iterator[_Sample], meter: Meter) -> None:
+        """Take samples from the queue the workers share until it is empty."""
+        for sample in queue:
+            record = await self._measure(client, sample)
+            self._recording.append(record)
+            self._new.append(record)
+            self._graded += record.graded
+            self._correct += record.verdict is Verdict.CORRECT
+            meter.advance()
+            if self._graded:
+                meter.note(f"accuracy {self._correct / self._graded:.1%}")
+            self._stop_if_hopeless(record)
+
+    async def _measure(self, client: AsyncClient, sample: _Sample) -> Record:
+        suite, problem = self._loaded.suite, sample.problem
+        messages = suite.prompt.messages(problem.prompt)
+        seed = sample_seed(suite.sampling.seed, problem.id, sample.repeat)
+        sampling = suite.sampling.model_dump() | {"seed": seed}
+        asked = {
+            "problem_id": problem.id,
+            "repeat": sample.repeat,
+            "seed": seed,
+            "prompt": problem.prompt,
+            "prompt_hash": hashlib.sha256(json.dumps(messages).encode()).hexdigest()[:16],
+            "gold": problem.gold,
+        }
+        try:
+            reply = await _ask(client, messages, sampling)
+        except RequestFailed as error:
+            if error.failure in (Failure.UNREACHABLE, Failure.REFUSED):
+                raise
+            self._failed_in_a_row += error.failure is Failure.FAILING
+            failed = {"verdict": Verdict.ERROR, "error": str(error)}
+            return Record.model_validate(asked | failed)
+        self._failed_in_a_row = 0
+        self._check_digest(reply)
+        # In a thread: a hard comparison may take seconds, and the other requests go on.
+        verdict, extracted = await asyncio.to_thread(_grade, reply.answer, problem.gold)
+        return _answered(asked, reply, verdict, extracted)
+
+    def _check_digest(self, reply: Reply) -> None:
+        expected, found = self._endpoint.digest, reply.model_digest
+        if expected and found and expected != found:
+            raise EndpointError(
+                f"{self._endpoint.base_url} now serves model {found[:12]}, not {expected[:12]}"
+            )
+
+    def _stop_if_hopeless(self, record: Record) -> None:
+        if self._failed_in_a_row >= GIVE_UP_AFTER:
+            raise EndpointError(f"{self._failed_in_a_row} requests in a row failed: {record.error}")
+
+    def _close_session(self, seconds: float) -> None:
+        answered = [record for record in self._new if record.error is None]
+        tokens = sum((r.reasoning_tokens or 0) + (r.answer_tokens or 0) for r in answered)
+        if answered:
+            self._recording.close_session(
+                Session(samples=len(answered), tokens=tokens, seconds=seconds)
+            )
+
+
+async def _ask(
+    client: AsyncClient, messages: list[dict[str, str]], sampling: dict[str, Any]
+) -> Reply:
+    """Ask; where the context leaves less room than `max_tokens`, with the room there is."""
+    try:
+        return await client.ask(messages, **sampling)
+    except RequestFailed as error:
+        if (error.code, error.param) != ("context_length_exceeded", "max_tokens"):
+            raise
+    # Without a limit the server's is what is left of the context, which is less than was asked.
+    return await client.ask(messages, **(sampling | {"max_tokens": None}))
+
+
+def _grade(answer: str | None, gold: str) -> tuple[Verdict, str | None]:
+    found = extract(answer)
+    return check(answer, gold), found.text if found else None
+
+
+def _answered(
+    asked: dict[str, object], reply: Reply, verdict: Verdict, extracted: str | None
+) -> Record:
+    return Record.model_validate(
+        asked
+        | {
+            "reasoning": _storable(reply.reasoning),
+            "answer": _storable(reply.answer),
+            "extracted": _storable(extracted),
+            "verdict": verdict,
+            "status": reply.status,
+            "finish_reason": reply.finish_reason,
+            "reasoning_tokens": reply.reasoning_tokens,
+            "answer_tokens": reply.answer_tokens,
+            "latency_s": round(reply.latency_s, 4),
+            "request_id": reply.request_id,
+            "model_digest": reply.model_digest,
+        }
+    )
+
+
+def _storable(text: str | None) -> str | None:
+    """`text` with lone surrogates replaced: JSON can carry them, UTF-8 cannot."""
+    return text if text is None else text.encode("utf-8", "replace").decode("utf-8")

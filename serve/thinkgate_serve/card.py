@@ -1,0 +1,117 @@
+"""What is being served and on whose word: the target found, verified and described.
+
+Owns turning a command-line TARGET into a model to load and a card to show. Nothing ungated gets
+past it unless the user insists, and then the card says so in every response.
+"""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from thinkgate.checkpoint import META, Decision, gated, load_checkpoint, model_digest
+from thinkgate.errors import CheckpointError, RegistryError
+from thinkgate.format import THINK, Tags
+from thinkgate.registry import Registry
+
+__all__ = ["UNGATED", "Card", "find_target"]
+
+UNGATED = "ungated"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Card:
+    """A model as its clients see it."""
+
+    name: str
+    source: str
+    """The folder or Hub id to load."""
+    digest: str | None
+    """Of the model files; None for a Hub id, whose files are not here yet."""
+    decision: Decision | None
+    """The passing gate decision; None is ungated."""
+    tags: Tags = THINK
+    sampling: dict[str, Any] = field(default_factory=dict)
+    """Sampling defaults the model was gated with; the model's own come after these."""
+
+    @property
+    def gate(self) -> str:
+        """For the response header: the verdict, and the decision's id when there is one."""
+        return f"{self.decision.verdict} {self.decision.id}" if self.decision else UNGATED
+
+    def describe(self) -> str:
+        """For people: name, digest, gate."""
+        digest = f"{self.digest[:8]}…" if self.digest else "unknown"
+        gate = f"gate PASS {self.decision.id}" if self.decision else "UNGATED"
+        return f"{self.name} (digest {digest}, {gate})"
+
+
+def find_target(
+    target: str,
+    *,
+    registry: Registry,
+    allow_ungated: bool = False,
+    name: str | None = None,
+) -> Card:
+    """The card of an alias, a checkpoint folder, or (ungated only) a plain folder or Hub id."""
+    if target in registry.aliases():
+        return _from_alias(target, registry, name)
+    folder = Path(target)
+    if folder.is_dir():
+        return _from_folder(folder, allow_ungated, name)
+    if allow_ungated and re.fullmatch(r"[\w.-]+/[\w.-]+", target):
+        return Card(name=name or target, source=target, digest=None, decision=None)
+    raise _not_found(target, registry)
+
+
+def _from_alias(alias: str, registry: Registry, name: str | None) -> Card:
+    entry = registry.history(alias)[-1]
+    card = _from_folder(registry.resolve(alias), False, name or alias)
+    if card.digest != entry.model_digest:
+        raise CheckpointError(
+            f"alias '{alias}' was promoted with digest {entry.model_digest[:12]}, its folder "
+            f"{card.source} now holds {(card.digest or '')[:12]}; promote it again"
+        )
+    return card
+
+
+def _from_folder(folder: Path, allow_ungated: bool, name: str | None) -> Card:
+    if allow_ungated and not (folder / META).is_dir():
+        return _plain(folder, name)
+    checkpoint = load_checkpoint(folder)
+    try:
+        decision = gated(checkpoint)
+    except CheckpointError as error:
+        if not allow_ungated:
+            raise CheckpointError(f"{error}; --allow-ungated serves it for development") from error
+        decision = None
+    template = checkpoint.manifest.template
+    return Card(
+        name=name or checkpoint.manifest.name,
+        source=str(folder),
+        digest=checkpoint.digest,
+        decision=decision,
+        tags=Tags(template.open_tag, template.close_tag),
+        sampling=dict(template.sampling),
+    )
+
+
+def _plain(folder: Path, name: str | None) -> Card:
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"{folder}: no config.json, so this is not a model folder")
+    try:
+        digest = model_digest(folder)
+    except CheckpointError:  # a Hub cache snapshot is made of links, which digests refuse
+        digest = None
+    return Card(
+        name=name or folder.resolve().name, source=str(folder), digest=digest, decision=None
+    )
+
+
+def _not_found(target: str, registry: Registry) -> RegistryError:
+    aliases = registry.aliases()
+    known = f"its aliases are {', '.join(aliases)}" if aliases else "which has no aliases yet"
+    return RegistryError(
+        f"'{target}' is neither a checkpoint folder nor an alias in {registry.root}, {known}"
+        + ("; a Hub model needs --allow-ungated" if "/" in target else "")
+    )

@@ -1,0 +1,122 @@
+"""`POST /v1/completions`: raw text, streamed and not.
+
+Owns the shape of plain completions. No chat template is applied and nothing is split: the text
+comes back as generated, tags included, and stop strings end it wherever they occur.
+"""
+
+import time
+from collections.abc import Sequence
+from contextlib import aclosing
+from typing import Any
+
+from fastapi import Request
+from starlette.responses import Response
+
+from thinkgate_serve.failures import ApiError
+from thinkgate_serve.generation import Choice, Piece, Plan, Raw
+from thinkgate_serve.protocol import CompletionRequest
+from thinkgate_serve.service import Prompt, Service
+from thinkgate_serve.wire import Events, dumps, respond, usage
+
+__all__ = ["completion"]
+
+DEFAULT_MAX_TOKENS = 16
+"""OpenAI's default for this endpoint."""
+
+
+async def completion(service: Service, request: CompletionRequest, http: Request) -> Response:
+    """Answer one completion request; several prompts give `n` choices each, in order."""
+    begun = time.perf_counter()
+    service.check_model(request.model)
+    plans = await _plans(service, request)
+    n = request.n or 1
+    groups = [
+        (plan, [Raw(index, plan) for index in range(at * n, (at + 1) * n)])
+        for at, plan in enumerate(plans)
+    ]
+    request_id: str = http.state.request_id
+    writer = CompletionWriter(service, request, groups, f"cmpl-{request_id}")
+    events = _run_all(service, groups, writer.id, begun)
+    return await respond(http, events, writer, request.stream)
+
+
+async def _plans(service: Service, request: CompletionRequest) -> list[Plan]:
+    limit = DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens
+    given = request.prompt
+    prompts: list[Any] = [given] if isinstance(given, str) or isinstance(given[0], int) else given  # pyright: ignore[reportAssignmentType]
+    plans: list[Plan] = []
+    vocabulary = len(service.engine.tokenizer)
+    for prompt in prompts:
+        ids = await service.encode(prompt, True) if isinstance(prompt, str) else prompt
+        if not ids or not all(0 <= token < vocabulary for token in ids):
+            raise ApiError(
+                400, f"the prompt has no tokens, or one outside 0..{vocabulary - 1}", param="prompt"
+            )
+        plans.append(service.plan(request, Prompt(ids, False), limit))
+    return plans
+
+
+async def _run_all(
+    service: Service, groups: Sequence[tuple[Plan, Sequence[Raw]]], request_id: str, begun: float
+) -> Events:
+    """Prompts one after another, so that a long list holds only its own place in the engine."""
+    for at, (plan, choices) in enumerate(groups):
+        run = service.run(plan, choices, f"{request_id}-{at}", begun)
+        async with aclosing(run):
+            async for event in run:
+                yield event
+
+
+class CompletionWriter:
+    """Writes the chunks or the body of one completion response."""
+
+    def __init__(
+        self,
+        service: Service,
+        request: CompletionRequest,
+        groups: Sequence[tuple[Plan, Sequence[Raw]]],
+        identity: str,
+    ) -> None:
+        self.id = identity
+        self._created = int(time.time())
+        self._model = service.card.name
+        self._choices = [choice for _, choices in groups for choice in choices]
+        self._prompt_tokens = sum(len(plan.prompt_ids) for plan, _ in groups)
+        self._with_usage = request.include_usage
+
+    def chunks(self, choice: Choice, pieces: Sequence[Piece]) -> bytes:
+        text = "".join(text for _, text in pieces)
+        if not text and choice.finish is None:
+            return b""
+        return self._event([self._choice(choice, text)], None)
+
+    def last(self) -> bytes:
+        if not self._with_usage:
+            return b""
+        return self._event([], usage(self._prompt_tokens, self._choices))
+
+    def body(self, texts: dict[int, list[Piece]]) -> dict[str, Any]:
+        whole = [
+            self._choice(choice, "".join(text for _, text in texts[choice.index]))
+            for choice in self._choices
+        ]
+        return self._envelope(whole) | {"usage": usage(self._prompt_tokens, self._choices)}
+
+    def _choice(self, choice: Choice, text: str) -> dict[str, Any]:
+        finish = choice.finish.value if choice.finish else None
+        return {"index": choice.index, "text": text, "logprobs": None, "finish_reason": finish}
+
+    def _envelope(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "object": "text_completion",
+            "created": self._created,
+            "model": self._model,
+            "choices": choices,
+        }
+
+    def _event(self, choices: list[dict[str, Any]], counted: dict[str, Any] | None) -> bytes:
+        body = self._envelope(choices)
+        if self._with_usage:
+            body["usage"] = counted
+        return f"data: {dumps(body)}\n\n".encode()

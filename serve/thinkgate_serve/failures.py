@@ -1,0 +1,129 @@
+"""Errors as OpenAI clients expect them: one JSON shape, the parameter named, the status right.
+
+Owns the wording of refused requests. It does not decide which requests are refused.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+
+from thinkgate.config import nearest
+from thinkgate_serve.protocol import Unsupported
+
+__all__ = ["ApiError", "error_body", "on_api_error", "on_http_error", "on_invalid_request"]
+
+
+class ApiError(Exception):
+    """A request this server answers with an error."""
+
+    def __init__(
+        self, status: int, message: str, *, param: str | None = None, code: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.param = param
+        self.code = code
+
+
+def error_body(
+    status: int, message: str, param: str | None = None, code: str | None = None
+) -> dict[str, Any]:
+    """The body OpenAI's API answers errors with."""
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+async def on_api_error(_: Request, error: Exception) -> JSONResponse:
+    """Handler of `ApiError`."""
+    assert isinstance(error, ApiError)
+    body = error_body(error.status, error.message, error.param, error.code)
+    return JSONResponse(body, error.status)
+
+
+async def on_http_error(request: Request, error: Exception) -> JSONResponse:
+    """Handler of Starlette's own errors: unknown paths, wrong methods, unreadable bodies."""
+    assert isinstance(error, HTTPException)
+    message = str(error.detail)
+    if error.status_code == 404:
+        message = f"no such path: {request.url.path}"
+    elif error.status_code == 405:
+        message = f"{request.method} is not allowed on {request.url.path}"
+    elif error.status_code == 400:
+        message = "the body is not valid UTF-8 JSON"
+    return JSONResponse(
+        error_body(error.status_code, message), error.status_code, headers=error.headers
+    )
+
+
+async def on_invalid_request(_: Request, error: Exception) -> JSONResponse:
+    """Handler of bodies that do not fit the wire model: 400, naming the parameter."""
+    assert isinstance(error, RequestValidationError)
+    # Of the branches of a union the one that got furthest says what is wrong.
+    worst = max(error.errors(), key=lambda e: len(e["loc"]))
+    message, param, code = _explain(worst)
+    return JSONResponse(error_body(400, message, param, code), 400)
+
+
+def _explain(error: dict[str, Any]) -> tuple[str, str | None, str | None]:
+    location = [part for part in error["loc"][1:] if not _is_branch(part)]
+    param = _dotted(location) or None
+    if error["type"] == "json_invalid":
+        reason = error.get("ctx", {}).get("error", "malformed")
+        return f"the body is not valid JSON: {reason}", None, None
+    if error["type"] == "extra_forbidden":
+        hint = nearest(str(location[-1]), KNOWN)
+        suffix = f"; {hint}" if hint.startswith("did") else ""
+        return f"unknown parameter '{param}'{suffix}", param, "unknown_parameter"
+    if error["type"] == "missing":
+        if param is None:
+            return "the request has no body", None, None
+        return f"missing required parameter '{param}'", param, "missing_required_parameter"
+    if param is None and error["type"] in ("model_attributes_type", "dict_type", "model_type"):
+        return (
+            "the body must be a JSON object, sent as 'Content-Type: application/json'",
+            None,
+            None,
+        )
+    cause = error.get("ctx", {}).get("error")
+    if isinstance(cause, Unsupported):
+        name = f"{param}.{cause.field}" if param else cause.field
+        return f"'{name}' is not supported by this server", name, "unsupported_parameter"
+    reason = str(error["msg"]).removeprefix("Value error, ")
+    reason = reason[0].lower() + reason[1:]
+    return (f"'{param}': {reason}" if param else reason), param, "invalid_value"
+
+
+def _is_branch(part: int | str) -> bool:
+    """Pydantic puts the name of a union's branch into the location of an error."""
+    return isinstance(part, str) and (part in ("str", "int") or not part.isidentifier())
+
+
+def _dotted(location: Sequence[int | str]) -> str:
+    text = ""
+    for part in location:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        else:
+            text += f".{part}" if text else part
+    return text
+
+
+def _known() -> set[str]:
+    from thinkgate_serve import protocol
+
+    models = (
+        protocol.ChatRequest,
+        protocol.CompletionRequest,
+        protocol.Message,
+        protocol.StreamOptions,
+        protocol.TokenizeRequest,
+    )
+    return {name for model in models for name in model.model_fields}
+
+
+KNOWN = _known()

@@ -1,0 +1,242 @@
+"""One completion from engine to client: split into reasoning and answer, stopped, counted.
+
+Owns what binds to the answer only (stop strings) and how a completion ended. Knows nothing of HTTP
+or of wire formats.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from thinkgate.format import THINK, Channel, SplitStatus, Tags, ThinkSplitter
+from thinkgate_serve.engine import Delta, Engine, Finish, Sampling
+from thinkgate_serve.stops import StopStrings
+
+__all__ = ["Choice", "Piece", "Plan", "Raw", "Thinking", "run_choices"]
+
+Piece = tuple[Channel, str]
+
+# A slow reader holds the engine's output back here instead of in memory: vLLM joins what waits.
+QUEUE_LENGTH = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What to generate from."""
+
+    prompt_ids: list[int]
+    sampling: Sampling
+    stops: tuple[str, ...] = ()
+    prefilled: bool = False
+    """The prompt ends inside an open thought."""
+    tags: Tags = THINK
+    stop_in_reasoning: bool = False
+
+
+class Choice:
+    """One completion while it is made, and what is known about it at the end."""
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.finish: Finish | None = None
+        self.reasoning_tokens = 0
+        self.answer_tokens = 0
+        self.status = SplitStatus.UNTAGGED
+
+    @property
+    def tokens(self) -> int:
+        """All tokens generated, reasoning and answer."""
+        return self.reasoning_tokens + self.answer_tokens
+
+    def feed(self, delta: Delta) -> Sequence[Piece]:
+        """What `delta` settles."""
+        raise NotImplementedError
+
+    def close(self) -> Sequence[Piece]:
+        """What was held back; sets `finish`."""
+        raise NotImplementedError
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string ended it, so that the engine need not go on."""
+        raise NotImplementedError
+
+
+class Thinking(Choice):
+    """A chat completion: a thought, perhaps, and an answer."""
+
+    def __init__(self, index: int, plan: Plan, decode: Callable[[list[int]], str]) -> None:
+        super().__init__(index)
+        self._splitter = ThinkSplitter(plan.prefilled, plan.tags)
+        self.status = self._splitter.status
+        self._decode = decode
+        in_thought = plan.stops if plan.stop_in_reasoning else ()
+        self._stops = {
+            Channel.REASONING: StopStrings(in_thought),
+            Channel.ANSWER: StopStrings(plan.stops),
+        }
+        self._plain = not plan.stops
+        self._engine_finish: Finish | None = None
+
+    def feed(self, delta: Delta) -> Sequence[Piece]:
+        splitter = self._splitter
+        pieces = splitter.feed_ids(delta.text, delta.token_ids, self._decode)
+        self.status = splitter.status
+        self.reasoning_tokens = splitter.reasoning_tokens
+        self.answer_tokens = splitter.answer_tokens
+        if delta.finish is not None:
+            self._engine_finish = delta.finish
+        return pieces if self._plain else self._stop(pieces)
+
+    def close(self) -> Sequence[Piece]:
+        pieces: list[Piece] = []
+        if not self.stopped:
+            last = self._splitter.close()
+            pieces = last if self._plain else self._stop(last)
+            if not self.stopped:
+                pieces += [
+                    (channel, held)
+                    for channel, stops in self._stops.items()
+                    if (held := stops.close())
+                ]
+        self.finish = self._how_it_ended()
+        return pieces
+
+    @property
+    def stopped(self) -> bool:
+        return any(stops.matched is not None for stops in self._stops.values())
+
+    @property
+    def truncated(self) -> bool:
+        """Whether it ended inside the thought, so that there is no answer."""
+        return self.status is SplitStatus.TRUNCATED
+
+    def _stop(self, pieces: Sequence[Piece]) -> list[Piece]:
+        kept: list[Piece] = []
+        for channel, text in pieces:
+            if channel is Channel.ANSWER:
+                held = self._stops[Channel.REASONING].close()
+                if held:
+                    kept.append((Channel.REASONING, held))
+            text = self._stops[channel].feed(text)
+            if text:
+                kept.append((channel, text))
+            if self.stopped:
+                if channel is Channel.REASONING:  # what followed in the same delta is cut off
+                    self.status = SplitStatus.TRUNCATED
+                break
+        return kept
+
+    def _how_it_ended(self) -> Finish:
+        if self.stopped:
+            return Finish.STOP
+        # Also when the model itself ended inside the thought: there is no answer to have stopped.
+        if self.truncated or self._engine_finish is None:
+            return Finish.LENGTH
+        return self._engine_finish
+
+
+class Raw(Choice):
+    """A plain completion: text as generated, tags included; stop strings end it anywhere."""
+
+    def __init__(self, index: int, plan: Plan) -> None:
+        super().__init__(index)
+        self._stops = StopStrings(plan.stops)
+        self._engine_finish: Finish | None = None
+
+    def feed(self, delta: Delta) -> Sequence[Piece]:
+        self.answer_tokens += len(delta.token_ids)
+        if delta.finish is not None:
+            self._engine_finish = delta.finish
+        text = self._stops.feed(delta.text)
+        return [(Channel.ANSWER, text)] if text else []
+
+    def close(self) -> Sequence[Piece]:
+        text = self._stops.close()
+        self.finish = Finish.STOP if self.stopped else self._engine_finish or Finish.LENGTH
+        return [(Channel.ANSWER, text)] if text else []
+
+    @property
+    def stopped(self) -> bool:
+        return self._stops.matched is not None
+
+
+async def _run(
+    engine: Engine, plan: Plan, sampling: Sampling, choice: Choice, request_id: str
+) -> AsyncGenerator[Sequence[Piece], None]:
+    """Pieces of one choice, as they settle; the last time after `choice.finish` is known."""
+    async with aclosing(engine.generate(plan.prompt_ids, sampling, request_id)) as deltas:
+        async for delta in deltas:
+            pieces = choice.feed(delta)
+            if choice.stopped:
+                last = choice.close()
+                yield [*pieces, *last]
+                return
+            if delta.finish is not None:
+                yield [*pieces, *choice.close()]
+                return
+            yield pieces
+    yield choice.close()  # an engine that ends without a finish
+
+
+async def run_choices(
+    engine: Engine, plan: Plan, choices: Sequence[Choice], request_id: str
+) -> AsyncGenerator[tuple[Choice, Sequence[Piece]], None]:
+    """Run all choices at once; pieces in the order they settle, choice by choice interleaved.
+
+    Closing the generator aborts what still runs. One choice's failure ends them all.
+    """
+    if len(choices) == 1:
+        choice = choices[0]
+        run = _run(engine, plan, plan.sampling, choice, request_id)
+        async with aclosing(run):
+            async for pieces in run:
+                yield choice, pieces
+        return
+    queue: asyncio.Queue[tuple[Choice, Sequence[Piece]] | BaseException | None]
+    queue = asyncio.Queue(QUEUE_LENGTH)
+    tasks = [
+        asyncio.create_task(_into(queue, engine, plan, choice, request_id)) for choice in choices
+    ]
+    try:
+        running = len(tasks)
+        while running:
+            item = await queue.get()
+            if item is None:
+                running -= 1
+            elif isinstance(item, BaseException):
+                raise item
+            else:
+                yield item
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _into(
+    queue: "asyncio.Queue[tuple[Choice, Sequence[Piece]] | BaseException | None]",
+    engine: Engine,
+    plan: Plan,
+    choice: Choice,
+    request_id: str,
+) -> None:
+    sampling = seeded(plan.sampling, choice.index)
+    run = _run(engine, plan, sampling, choice, f"{request_id}-{choice.index}")
+    try:
+        async with aclosing(run):
+            async for pieces in run:
+                await queue.put((choice, pieces))
+        await queue.put(None)
+    except Exception as error:
+        await queue.put(error)
+
+
+def seeded(sampling: Sampling, index: int) -> Sampling:
+    """The sampling of choice `index`: equal seeds would make all choices equal."""
+    from dataclasses import replace
+
+    if sampling.seed is None or index == 0:
+        return sampling
+    return replace(sampling, seed=(sampling.seed + index) % 2**63)

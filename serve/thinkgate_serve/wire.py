@@ -1,0 +1,97 @@
+"""How generated text is written: the parts of response bodies that both endpoints share.
+
+Owns usage, and sending a run of choices as one body or as an event stream. Chunks are assembled
+from ready-made strings: at thousands of tokens a second, models of them would cost more than the
+tokens. What is in a chunk or a choice is its endpoint's business.
+"""
+
+import json
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from typing import Any, Protocol
+
+from fastapi import Request
+from starlette.responses import JSONResponse, Response
+
+from thinkgate_serve.failures import ApiError, error_body
+from thinkgate_serve.generation import Choice, Piece
+from thinkgate_serve.sse import ClientGone, EventStream, until_disconnect
+
+__all__ = ["DONE", "Events", "Writer", "dumps", "respond", "usage"]
+
+Events = AsyncGenerator[tuple[Choice, Sequence[Piece]], None]
+
+DONE = b"data: [DONE]\n\n"
+
+
+class Writer(Protocol):
+    """An endpoint's side of a response."""
+
+    def chunks(self, choice: Choice, pieces: Sequence[Piece]) -> bytes:
+        """Events for new pieces; with `choice.finish` set, its last."""
+        ...
+
+    def last(self) -> bytes:
+        """Events after all choices have finished, such as usage."""
+        ...
+
+    def body(self, texts: dict[int, list[Piece]]) -> dict[str, Any]:
+        """The whole response, from all pieces by choice index."""
+        ...
+
+
+def dumps(value: Any) -> str:
+    """Compact JSON."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def usage(prompt_tokens: int, choices: Sequence[Choice]) -> dict[str, Any]:
+    """Exact token counts; `completion_tokens` includes the reasoning."""
+    completion = sum(choice.tokens for choice in choices)
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion,
+        "total_tokens": prompt_tokens + completion,
+        "completion_tokens_details": {
+            "reasoning_tokens": sum(choice.reasoning_tokens for choice in choices)
+        },
+    }
+
+
+async def respond(http: Request, events: Events, writer: Writer, stream: bool | None) -> Response:
+    """One body, or a stream; a client that goes away aborts the generation either way."""
+    try:
+        if not stream:
+            return await until_disconnect(http.receive, _collect(events, writer))
+        # Nothing is sent before the first token: until then an error still gets its status.
+        first = await until_disconnect(http.receive, anext(events))
+    except ClientGone:
+        return Response(status_code=499)
+    return EventStream(_stream(first, events, writer))
+
+
+async def _collect(events: Events, writer: Writer) -> Response:
+    texts: dict[int, list[Piece]] = {}
+    async with aclosing(events):
+        async for choice, pieces in events:
+            texts.setdefault(choice.index, []).extend(pieces)
+    return JSONResponse(writer.body(texts))
+
+
+async def _stream(
+    first: tuple[Choice, Sequence[Piece]], events: Events, writer: Writer
+) -> AsyncGenerator[bytes, None]:
+    async with aclosing(events):
+        try:
+            yield writer.chunks(*first)
+            async for choice, pieces in events:
+                if pieces or choice.finish is not None:
+                    chunk = writer.chunks(choice, pieces)
+                    if chunk:
+                        yield chunk
+        except ApiError as error:
+            # The status is sent long ago; OpenAI clients raise on an event that holds an error.
+            body = error_body(error.status, error.message, error.param, error.code)
+            yield f"data: {dumps(body)}\n\n".encode()
+            return
+    yield writer.last() + DONE

@@ -1,0 +1,326 @@
+"""`thinkgate eval` and `thinkgate gate` from the command line, with a scripted server in the place
+of vLLM; the real one is in the end-to-end test."""
+
+import json
+import re
+import shlex
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scripted_endpoint import Fails, Says, ScriptedEndpoint, prompt_of
+
+from thinkgate.checkpoint import (
+    Decision,
+    GateVerdict,
+    Manifest,
+    TemplateFingerprint,
+    gated,
+    load_checkpoint,
+    model_digest,
+    read_decision,
+    write_manifest,
+)
+from thinkgate.cli import main
+from thinkgate.problems import prompt_key
+from thinkgate.registry import Registry
+from thinkgate_clients.local import LocalServer
+from thinkgate_evals.policy import load_policy
+from thinkgate_evals.records import read_records
+from thinkgate_evals.suites import load_suite
+
+# How many of each 100 problems these models get right.
+SKILL = {"weak": 70, "strong": 83, "same": 70, "base": 70, "grpo": 83}
+SOME = ("--limit", "300")
+RANK = {p.prompt: n for n, p in enumerate(load_suite("arithmetic").problems)}
+
+
+def checkpoint(folder: Path, seen: frozenset[str] = frozenset({"x"})) -> Path:
+    """A complete checkpoint folder; what is in the weights does not matter here."""
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_text(folder.name)
+    manifest = Manifest(
+        name=folder.name,
+        method="grpo",
+        recipe="test",
+        config={},
+        template=TemplateFingerprint(
+            chat_template_sha256="", open_tag="<think>", close_tag="</think>", prefilled=False
+        ),
+        model_digest=model_digest(folder),
+        created="2026-01-01T00:00:00+00:00",
+    )
+    write_manifest(folder, manifest, seen)
+    return folder
+
+
+class Servers:
+    """What stands in for `local_server`, and what it was asked to serve."""
+
+    def __init__(self) -> None:
+        self.started: list[str] = []
+        self.script: Callable[[str, dict[str, Any]], Says | Fails] = self.answer
+
+    def answer(self, name: str, body: dict[str, Any]) -> Says:
+        prompt = prompt_of(body)
+        value = sum(int(term) for term in prompt.replace("-", "+-").split("+"))
+        right = RANK[prompt] % 100 < SKILL[name]
+        return Says(str(value if right else value + 1), f"{prompt}={value}")
+
+    @contextmanager
+    def serve(self, target: Path, *, allow_ungated: bool, log: Path) -> Iterator[LocalServer]:
+        assert allow_ungated
+        log.write_text("as if served\n")
+        self.started.append(target.name)
+        headers = {"X-Thinkgate-Model-Digest": load_checkpoint(target).digest}
+        with ScriptedEndpoint(
+            lambda body: self.script(target.name, body), headers=headers
+        ) as endpoint:
+            yield LocalServer(endpoint.base_url, "scripted", None)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def servers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Servers:
+    servers = Servers()
+    monkeypatch.setattr("thinkgate_clients.local.local_server", servers.serve)
+    monkeypatch.chdir(tmp_path)
+    return servers
+
+
+def test_eval_leaves_records_and_reports_in_the_checkpoint(
+    servers: Servers, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weak = checkpoint(tmp_path / "weak")
+    command = ["eval", str(weak), "--suite", "arithmetic", "--limit", "40"]
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    assert "100.0%" in shown and "91.2% to 100.0%" in shown
+    assert len(read_records(weak / "thinkgate/evals/arithmetic.jsonl")) == 40
+    report = json.loads((weak / "thinkgate/evals/report.json").read_text())
+    assert report["suites"]["arithmetic"]["summary"]["shares"]["accuracy"]["estimate"] == 1.0
+    assert report["model"] == load_checkpoint(weak).digest
+    assert "<!doctype html>" in (weak / "thinkgate/evals/report.html").read_text()
+    # Again: nothing is left to measure, so no server is started.
+    assert main(command) == 0
+    assert servers.started == ["weak"]
+    assert "91.2% to 100.0%" in capsys.readouterr().out
+
+
+def test_eval_of_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = tmp_path / "mine.jsonl"
+    data.write_text('{"prompt": "1+1", "gold": "2"}\n')
+    models = ({"id": "org/big"}, {"id": "small"})
+    with ScriptedEndpoint(lambda _: Says("2", "one, one"), models=models) as endpoint:
+        command = ["eval", endpoint.base_url, "--suite", f"jsonl:{data}", "--model", "org/big"]
+        assert main([*command, "--samples", "2", "--set", "sampling.temperature=0.2"]) == 0
+        assert [(r["model"], r["temperature"]) for r in endpoint.requests] == [("org/big", 0.2)] * 2
+    assert len(read_records(tmp_path / "runs/evals/org-big/mine.jsonl")) == 2
+
+
+def test_eval_of_several_suites_starts_one_server(servers: Servers, tmp_path: Path) -> None:
+    weak = checkpoint(tmp_path / "weak")
+    data = tmp_path / "mine.jsonl"
+    data.write_text('{"prompt": "1+1", "gold": "2"}\n')
+    servers.script = lambda _, body: Says("2")
+    command = ["eval", str(weak), "--suite", "arithmetic", "--suite", f"jsonl:{data}"]
+    assert main([*command, "--limit", "3", "--out", str(tmp_path / "out")]) == 0
+    assert servers.started == ["weak"]
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert set(report["suites"]) == {"arithmetic", "mine"}
+    assert "Other suites" in (tmp_path / "out" / "report.html").read_text()
+
+
+def gate(*arguments: str | Path) -> int:
+    return main(["gate", *map(str, arguments)])
+
+
+def decision_of(folder: Path) -> Decision:
+    decision = read_decision(load_checkpoint(folder))
+    assert decision is not None
+    return decision
+
+
+def test_a_better_candidate_passes_and_can_be_promoted(
+    servers: Servers, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weak, strong = checkpoint(tmp_path / "weak"), checkpoint(tmp_path / "strong")
+    assert gate(strong, "--policy", "quickstart", "--against", weak, *SOME) == 0
+    assert "PASS" in capsys.readouterr().out
+    assert servers.started == ["strong", "weak"]
+    decision = decision_of(strong)
+    assert decision.candidate == load_checkpoint(strong).digest
+    assert decision.incumbent == load_checkpoint(weak).digest
+    assert decision.rules[0].estimate == pytest.approx(0.13) and decision.rules[0].n == 300
+    assert gated(load_checkpoint(strong)).id == decision.id
+    Registry(tmp_path / "registry").promote("production", strong)
+    page = (strong / "thinkgate/report.html").read_text()
+    assert "70.0% → 83.0%" in page and "wrong → correct" in page
+    assert decision.id in page
+    report = json.loads((strong / "thinkgate/report.json").read_text())
+    assert report["decision"]["id"] == decision.id
+    # Everything is recorded: the same decision again, and an alias as the incumbent.
+    assert gate(strong, "--policy", "quickstart", "--against", weak, *SOME) == 0
+    registry = ("--registry", tmp_path / "registry", *SOME)
+    assert gate(weak, "--policy", "quickstart", "--against", "production", *registry) == 1
+    assert servers.started == ["strong", "weak"]
+    assert decision_of(strong).id == decision.id
+
+
+def test_an_equal_and_a_worse_candidate_fail(servers: Servers, tmp_path: Path) -> None:
+    weak, strong = checkpoint(tmp_path / "weak"), checkpoint(tmp_path / "strong")
+    same = checkpoint(tmp_path / "same")
+    assert gate(same, "--policy", "quickstart", "--against", weak, *SOME) == 1
+    assert gate(weak, "--policy", "quickstart", "--against", strong, *SOME) == 1
+    for folder in (same, weak):
+        assert decision_of(folder).verdict is GateVerdict.FAIL
+
+
+def test_too_few_problems_are_inconclusive(
+    servers: Servers, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weak, strong = checkpoint(tmp_path / "weak"), checkpoint(tmp_path / "strong")
+    assert gate(strong, "--policy", "quickstart", "--against", weak, "--limit", "15") == 3
+    assert "INCONCLUSIVE" in capsys.readouterr().out
+    assert decision_of(strong).verdict is GateVerdict.INCONCLUSIVE
+
+
+def test_failed_requests_are_inconclusive(servers: Servers, tmp_path: Path) -> None:
+    weak = checkpoint(tmp_path / "weak")
+    answer = servers.script
+
+    def script(name: str, body: dict[str, Any]) -> Says | Fails:
+        return Fails(400) if RANK[prompt_of(body)] % 20 == 0 else answer(name, body)
+
+    servers.script = script
+    assert gate(weak, "--policy", "smoke", "--limit", "60") == 3
+    rules = {rule.rule: rule for rule in decision_of(weak).rules}
+    assert rules["error_rate"].estimate == pytest.approx(0.05)
+    # The server has recovered: what failed is measured again, the rest is not.
+    servers.script = answer
+    assert gate(weak, "--policy", "smoke", "--limit", "60") == 0
+
+
+def test_a_candidate_trained_on_the_problems_fails(servers: Servers, tmp_path: Path) -> None:
+    seen = frozenset({prompt_key(next(iter(RANK)))})
+    strong = checkpoint(tmp_path / "strong", seen)
+    assert gate(strong, "--policy", "smoke", "--limit", "60") == 1
+
+
+def test_the_policys_limit_holds_where_none_is_given(servers: Servers, tmp_path: Path) -> None:
+    strong = checkpoint(tmp_path / "strong")
+    assert gate(strong, "--policy", "smoke") == 0
+    assert decision_of(strong).rules[0].n == 200
+
+
+def test_no_decision_without_a_report(
+    servers: Servers, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    strong = checkpoint(tmp_path / "strong")
+    (strong / "thinkgate" / "report.html").mkdir()
+    assert gate(strong, "--policy", "smoke", "--limit", "60") == 2
+    error = capsys.readouterr().err
+    assert "report.html" in error and error.count("\n") == 1
+    assert read_decision(load_checkpoint(strong)) is None
+
+
+def readme(kind: str) -> list[str]:
+    """The code blocks of one kind in the README of this part."""
+    text = (Path(__file__).parent.parent / "evals" / "README.md").read_text()
+    return re.findall(rf"```{kind}\n(.*?)```", text, re.DOTALL)
+
+
+def test_the_commands_of_the_readme_run(
+    servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("base", "grpo"):
+        checkpoint(tmp_path / "runs" / "quickstart" / name)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "gsm8k_test.jsonl").write_text('{"question": "?", "answer": "#### 1"}\n')
+    (tmp_path / "mine.jsonl").write_text('{"prompt": "1+1", "gold": "2"}\n')
+    monkeypatch.setenv("MY_KEY", "key")
+    answer = servers.script
+
+    def script(name: str, body: dict[str, Any]) -> Says | Fails:
+        return answer(name, body) if prompt_of(body) in RANK else Says("2")
+
+    servers.script = script
+    commands = "".join(readme("sh")).splitlines()
+    assert len(commands) == 5
+    with ScriptedEndpoint(lambda _: Says("2"), models=({"id": "big"},)) as endpoint:
+        for command in commands:
+            words = shlex.split(command.replace("http://127.0.0.1:8000/v1", endpoint.base_url))
+            assert words[0] == "thinkgate" and main(words[1:]) == 0, command
+
+
+def test_the_policy_of_the_readme_is_one(tmp_path: Path) -> None:
+    [text] = readme("yaml")
+    (tmp_path / "mine.yaml").write_text(text)
+    assert len({rule.rule for rule in load_policy(str(tmp_path / "mine.yaml")).rules}) == 7
+
+
+MISTAKES: dict[str, tuple[list[str], str]] = {
+    "no suite": (["eval", "weak", "--suite", "arithmetics"], "did you mean 'arithmetic'"),
+    "no folder": (["eval", "runs/none", "--suite", "arithmetic"], "no such checkpoint folder"),
+    "no alias": (["eval", "none", "--suite", "arithmetic"], "no alias 'none'"),
+    "no manifest": (["eval", "empty", "--suite", "arithmetic"], "manifest.json"),
+    "changed weights": (["eval", "changed", "--suite", "arithmetic"], "a file was changed"),
+    "limit 0": (["eval", "weak", "--suite", "arithmetic", "--limit", "0"], "--limit is 0"),
+    "samples 0": (["eval", "weak", "--suite", "arithmetic", "--samples", "-1"], "--samples is -1"),
+    "suite twice": (["eval", "weak", *["--suite", "arithmetic"] * 2], "given twice"),
+    "no data": (["eval", "weak", "--suite", "gsm8k", "--data-dir", "."], "gsm8k_test.jsonl"),
+    "no problems": (["eval", "weak", "--suite", "jsonl:none.jsonl"], "no such file"),
+    "bad override": (
+        ["eval", "weak", "--suite", "arithmetic", "--set", "sampling.temperatur=1"],
+        "did you mean 'temperature'",
+    ),
+    "nobody there": (["eval", "http://127.0.0.1:9/v1", "--suite", "arithmetic"], "running?"),
+    "no key": (
+        ["eval", "http://x/v1", "--suite", "arithmetic", "--api-key-env", "NO_KEY"],
+        "NO_KEY",
+    ),
+    "no policy": (["gate", "weak", "--policy", "quick"], "no shipped one"),
+    "no incumbent": (["gate", "weak", "--policy", "quickstart"], "--against"),
+    "no such incumbent": (
+        ["gate", "weak", "--policy", "quickstart", "--against", "production"],
+        "no alias 'production'",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_one_sentence_and_exit_code_2(
+    mistake: str, servers: Servers, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint(tmp_path / "weak")
+    shutil.copytree(checkpoint(tmp_path / "strong"), tmp_path / "changed")
+    (tmp_path / "changed" / "model.safetensors").write_text("other weights")
+    (tmp_path / "empty").mkdir()
+    arguments, words = MISTAKES[mistake]
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1
+    assert servers.started == []
+
+
+def test_a_server_that_dies_is_a_mistake_that_names_its_log(
+    servers: Servers, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weak = checkpoint(tmp_path / "weak")
+    servers.script = lambda *_: Fails(401, {"message": "gone mad"})
+    assert main(["eval", str(weak), "--suite", "arithmetic", "--limit", "5"]) == 2
+    error = capsys.readouterr().err
+    assert "gone mad" in error and "server.log" in error and error.count("\n") == 1
+
+
+def test_nothing_measured_is_a_mistake_and_not_a_result(
+    servers: Servers, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weak = checkpoint(tmp_path / "weak")
+    servers.script = lambda *_: Fails(400, {"message": "prompt too long"})
+    assert main(["eval", str(weak), "--suite", "arithmetic", "--limit", "5"]) == 2
+    error = capsys.readouterr().err
+    assert "none of 5 samples" in error and "prompt too long" in error

@@ -1,0 +1,139 @@
+"""The whole promise on real TRL and real vLLM, at CI size: train, gate, promote, serve, ask."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from thinkgate.checkpoint import gated, load_checkpoint
+from thinkgate.registry import Registry
+from thinkgate_clients.local import local_server
+
+ROOT = Path(__file__).parent.parent
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+
+
+def command(root: Path, *arguments: str) -> list[str]:
+    folders = ["--out", str(root / "run"), "--registry", str(root / "registry")]
+    return [sys.executable, "-m", "thinkgate", "quickstart", "--fast", *folders, *arguments]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A finished quickstart, which was interrupted once on the way: its folder and its output."""
+    root = tmp_path_factory.mktemp("quickstart")
+    interrupted = subprocess.Popen(
+        command(root), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not (root / "run" / ".base.partial").exists():
+        assert time.monotonic() < deadline and interrupted.poll() is None
+        time.sleep(0.5)
+    time.sleep(3)
+    interrupted.send_signal(signal.SIGINT)
+    _, said = interrupted.communicate(timeout=60)
+    assert interrupted.returncode == 130, said
+    assert "stopped; finished work is kept" in said and "Traceback" not in said
+    assert not (root / "run" / "base").exists()
+    done = subprocess.run(command(root), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return root, done.stdout
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_grpo_beat_its_base_and_was_promoted(finished: tuple[Path, str]) -> None:
+    root, said = finished
+    candidate = load_checkpoint(root / "run" / "grpo")
+    decision = gated(candidate)
+    superiority = next(rule for rule in decision.rules if rule.rule == "superiority")
+    assert superiority.estimate is not None and superiority.low is not None
+    assert superiority.estimate >= 0.08 and superiority.low > 0
+    assert Registry(root / "registry").resolve("production") == candidate.path
+    assert decision.incumbent == load_checkpoint(root / "run" / "base").digest
+    assert "0 in both" in said and "PASS" in said
+
+
+def test_thinking_grew_during_grpo(finished: tuple[Path, str]) -> None:
+    rows = read_lines(finished[0] / "run" / "grpo" / "thinkgate" / "metrics.jsonl")
+    for name in ("step_share", "thinking_tokens", "reward"):
+        values = [row[name] for row in rows if name in row]
+        assert sum(values[-5:]) > sum(values[:5]), name
+
+
+def test_the_answers_came_streamed_with_their_reasoning(finished: tuple[Path, str]) -> None:
+    _, said = finished
+    assert "> 8+7-6+9-3" in said
+    assert "8+7=15" in said  # the first step of the thought
+
+
+def test_the_report_stands_alone(finished: tuple[Path, str]) -> None:
+    html = (finished[0] / "run" / "report.html").read_text()
+    assert "<svg" in html and "superiority" in html
+    assert not re.search(r"""(src|href)=["']?(https?:)?//""", html)
+
+
+def test_running_again_does_nothing_twice(finished: tuple[Path, str]) -> None:
+    root, _ = finished
+    before = load_checkpoint(root / "run" / "grpo").manifest.created
+    records = (root / "run" / "base" / "thinkgate" / "evals" / "arithmetic.jsonl").read_bytes()
+    done = subprocess.run(command(root), capture_output=True, text=True, check=True)
+    assert done.stdout.count("already done") == 3
+    assert load_checkpoint(root / "run" / "grpo").manifest.created == before
+    after = (root / "run" / "base" / "thinkgate" / "evals" / "arithmetic.jsonl").read_bytes()
+    assert after == records
+    other = subprocess.run(
+        command(root, "--seed", "7"), capture_output=True, text=True, check=False
+    )
+    assert other.returncode == 2
+    assert "was trained with another seed; choose another folder with --out" in other.stderr
+
+
+def test_the_readme_examples_work(finished: tuple[Path, str]) -> None:
+    """curl and openai, as pasted; only the port is another."""
+    blocks = re.findall(r"```(bash|python)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert [language for language, _ in blocks] == ["bash", "python"]
+    with local_server("production", registry=finished[0] / "registry") as server:
+        address = server.base_url.removesuffix("/v1")
+        (_, curl), (_, python) = [
+            (language, text.replace("http://127.0.0.1:8000", address)) for language, text in blocks
+        ]
+        answer = json.loads(subprocess.check_output(["bash", "-c", curl], text=True))
+        message = answer["choices"][0]["message"]
+        assert message["content"].strip().isdigit() and "8+7=15" in message["reasoning_content"]
+        said = subprocess.check_output([sys.executable, "-c", python], text=True)
+        assert said.startswith("8+7=15") and said.endswith(message["content"])
+        asked = [sys.executable, "-m", "thinkgate", "chat", "--url", server.base_url, "8+7-6+9-3"]
+        assert "8+7=15" in subprocess.check_output([*asked, "--temperature", "0"], text=True)
+
+
+def test_gsm8k_rows_go_through_the_same_path(finished: tuple[Path, str], tmp_path: Path) -> None:
+    rows = [
+        {"question": f"Ann has {n} apples and buys {n} more. How many?", "answer": f"#### {2 * n}"}
+        for n in range(3, 8)
+    ]
+    (tmp_path / "gsm8k_test.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    out = tmp_path / "out"
+    target = ["eval", str(finished[0] / "run" / "grpo"), "--suite", "gsm8k", "--limit", "4"]
+    where = ["--data-dir", str(tmp_path), "--out", str(out), "--set", "sampling.max_tokens=64"]
+    done = subprocess.run(
+        [sys.executable, "-m", "thinkgate", *target, *where],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "COLUMNS": "200"},
+    )
+    assert done.returncode == 0, done.stderr
+    records = read_lines(out / "gsm8k.jsonl")
+    assert len(records) == 4 and all(r["verdict"] != "error" for r in records)
+    assert {r["gold"] for r in records} == {"6", "8", "10", "12"}
+    assert (out / "report.html").is_file() and (out / "report.json").is_file()

@@ -1,0 +1,236 @@
+"""What is refused, how, and what the server says about itself."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_checkpoint import make_checkpoint, record_decision
+from fake_engine import CONTEXT, HELLO, FakeEngine, ask, characters
+from openai.types import Completion, Model
+
+from thinkgate.checkpoint import Decision
+from thinkgate_serve.card import Card
+from thinkgate_serve.service import Settings
+
+# change to a good request → (param, part of the message)
+REFUSED: dict[str, tuple[dict[str, Any], str | None, str]] = {
+    "typo": ({"temprature": 1}, "temprature", "did you mean 'temperature'?"),
+    "number as text": ({"temperature": "1"}, "temperature", "valid number"),
+    "too hot": ({"temperature": 2.5}, "temperature", "less than or equal to 2"),
+    "n zero": ({"n": 0}, "n", "greater than or equal to 1"),
+    "n huge": ({"n": 1000}, "n", "less than or equal to 128"),
+    "no tokens": ({"max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
+    "float tokens": ({"max_tokens": 2.5}, "max_tokens", "integer"),
+    "top_p zero": ({"top_p": 0}, "top_p", "greater than 0"),
+    "bool": ({"top_k": True}, "top_k", "integer"),
+    "empty stop": ({"stop": [""]}, "stop", "must not be empty"),
+    "many stops": ({"stop": ["x"] * 33}, "stop", "33 stop strings, 32 at most"),
+    "stop type": ({"stop": 5}, "stop", "valid"),
+    "no messages": ({"messages": []}, "messages", "at least 1"),
+    "messages missing": ({"messages": ...}, "messages", "missing required parameter"),
+    "role": ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role", "'system'"),
+    "no content": ({"messages": [{"role": "user"}]}, "messages[0]", "needs content"),
+    "image": (
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "text": ""}]}]},
+        "messages[0].content[0].type",
+        "'text'",
+    ),
+    "tool calls": (
+        {"messages": [{"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]}]},
+        "messages[0].tool_calls",
+        "not supported",
+    ),
+    "tools": ({"tools": [{"type": "function"}]}, "tools", "not supported"),
+    "logprobs": ({"logprobs": True}, "logprobs", "not supported"),
+    "schema": ({"response_format": {"type": "json_object"}}, "response_format", "not supported"),
+    "effort": ({"reasoning_effort": "high"}, "reasoning_effort", "not supported"),
+    "stream options": ({"stream_options": {"include_usage": True}}, None, "only allowed when"),
+    "two limits": ({"max_tokens": 5, "max_completion_tokens": 6}, None, "differ"),
+    "bias key": ({"logit_bias": {"x": 1}}, "logit_bias", "'x' is not a token id"),
+    "bias range": ({"logit_bias": {"5": 101}}, "logit_bias", "less than or equal to 100"),
+    "bias token": ({"logit_bias": {"99999999": 1}}, "logit_bias", "the vocabulary has"),
+    "template kwargs": (
+        {"chat_template_kwargs": {"tokenize": True}},
+        "chat_template_kwargs",
+        "may not set 'tokenize'",
+    ),
+    "template refuses": (
+        {"messages": [{"role": "developer", "content": "x"}]},
+        "messages",
+        "no developers here",
+    ),
+    "too long": ({"max_tokens": CONTEXT}, "max_tokens", f"the context of {CONTEXT}"),
+    "surrogate": ({"messages": [{"role": "user", "content": "\ud800"}]}, None, "lone surrogate"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused_with_the_parameter_named(case: str) -> None:
+    change, param, words = REFUSED[case]
+    body = {"messages": HELLO} | change
+    engine = FakeEngine(characters("x"))
+    response = ask(engine, **{key: value for key, value in body.items() if value is not ...})
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert words in error["message"]
+    if param is not None:
+        assert error["param"] in (param, f"{param}.5")
+    assert error["type"] == "invalid_request_error"
+    assert engine.requests == []
+
+
+def test_a_refused_stream_gets_a_status_too() -> None:
+    response = ask(FakeEngine([]), messages=HELLO, stream=True, max_tokens=CONTEXT)
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "max_tokens"
+
+
+def test_neutral_values_of_unsupported_fields_pass() -> None:
+    response = ask(
+        FakeEngine(characters("x")),
+        messages=HELLO,
+        tools=None,
+        tool_choice="none",
+        logprobs=False,
+        response_format={"type": "text"},
+        n=1,
+        user="someone",
+    )
+    assert response.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "words"),
+    [
+        (b"", 400, "the request has no body"),
+        (b"{", 400, "not valid JSON"),
+        (b'{"messages": "\xff"}', 400, "not valid UTF-8"),
+        (b"[]", 400, "must be a JSON object"),
+        (b"x" * 2000, 413, "larger than 1000 bytes"),
+    ],
+)
+def test_bodies_that_are_no_requests(content: bytes, status: int, words: str) -> None:
+    settings = Settings(max_body_bytes=1000)
+    response = ask(FakeEngine(characters("x")), settings=settings, content=content)
+    assert response.status_code == status
+    assert words in response.json()["error"]["message"]
+
+
+def test_a_form_is_told_to_be_json() -> None:
+    form = {"content-type": "application/x-www-form-urlencoded"}
+    response = ask(FakeEngine([]), content=b'{"messages": []}', headers=form)
+    assert response.status_code == 400
+    assert "Content-Type: application/json" in response.json()["error"]["message"]
+
+
+def test_a_prompt_longer_than_the_context() -> None:
+    response = ask(
+        FakeEngine(characters("x")), messages=[{"role": "user", "content": "x" * CONTEXT}]
+    )
+    assert response.status_code == 400
+    assert response.json()["error"]["code"] == "context_length_exceeded"
+
+
+def test_another_model_is_not_found() -> None:
+    response = ask(FakeEngine(characters("x")), messages=HELLO, model="other")
+    assert response.status_code == 404
+    assert response.json()["error"]["code"] == "model_not_found"
+    assert "this is 'm'" in response.json()["error"]["message"]
+    assert ask(FakeEngine(characters("x")), messages=HELLO, model="m").status_code == 200
+
+
+def test_unknown_paths_and_methods() -> None:
+    engine = FakeEngine(characters("x"))
+    unknown = ask(engine, "/v1/nothing")
+    assert (unknown.status_code, unknown.json()["error"]["message"]) == (
+        404,
+        "no such path: /v1/nothing",
+    )
+    assert ask(engine, "/v1/chat/completions", method="GET").status_code == 405
+
+
+def test_models_show_digest_gate_and_context(gated_decision: Decision) -> None:
+    card = Card(name="m", source="m", digest="ab" * 32, decision=gated_decision)
+    response = ask(FakeEngine([]), "/v1/models", card=card, method="GET")
+    (model,) = response.json()["data"]
+    Model.model_validate(model)
+    assert model["id"] == "m"
+    assert model["digest"] == "ab" * 32
+    assert model["gate"]["verdict"] == "pass"
+    assert model["gate"]["decision"] == "d-test"
+    assert model["max_model_len"] == CONTEXT
+    assert model["sampling_defaults"] == {"top_k": 20}
+    assert response.headers["x-thinkgate-gate"] == "pass d-test"
+    one = ask(FakeEngine([]), "/v1/models/m", card=card, method="GET")
+    assert one.json()["gate"] == model["gate"]
+    assert ask(FakeEngine([]), "/v1/models/x", card=card, method="GET").status_code == 404
+
+
+def test_an_ungated_model_says_so() -> None:
+    response = ask(FakeEngine([]), "/v1/models", method="GET")
+    assert response.json()["data"][0]["gate"] == {"verdict": "ungated"}
+
+
+def test_health_ready_version() -> None:
+    engine = FakeEngine([])
+    assert ask(engine, "/health", method="GET").status_code == 200
+    assert ask(engine, "/ready", method="GET").status_code == 200
+    assert ask(engine, "/version", method="GET").json()["version"]
+    engine.dead = True
+    assert ask(engine, "/health", method="GET").status_code == 200
+    assert ask(engine, "/ready", method="GET").status_code == 503
+
+
+def test_tokenize_and_back() -> None:
+    engine = FakeEngine([])
+    body = ask(engine, "/tokenize", messages=HELLO, return_token_strs=True).json()
+    assert body["count"] == len("[user]hi[assistant]")
+    assert body["token_strs"][:3] == ["[", "u", "s"]
+    back = ask(engine, "/detokenize", tokens=body["tokens"]).json()
+    assert back == {"prompt": "[user]hi[assistant]"}
+    assert ask(engine, "/tokenize", prompt="ab").json()["tokens"] == [97, 98]
+    assert ask(engine, "/tokenize").status_code == 400
+    assert ask(engine, "/detokenize", tokens=[2**40]).status_code == 400
+
+
+def test_plain_completions_come_back_verbatim() -> None:
+    text = "<think>why</think> 42 STOP"
+    engine = FakeEngine(characters(text))
+    body = ask(engine, "/v1/completions", prompt="q", max_tokens=100).json()
+    Completion.model_validate(body)
+    assert body["choices"][0]["text"] == text
+    assert body["usage"]["completion_tokens"] == len(text)
+    body = ask(engine, "/v1/completions", prompt=["q", "r"], n=2, stop="STOP").json()
+    assert [c["index"] for c in body["choices"]] == [0, 1, 2, 3]
+    assert {c["text"] for c in body["choices"]} == {"<think>why</think> 42 "}
+    assert [prompt for prompt, _ in engine.requests] == ["q", "q", "q", "r", "r"]
+    assert engine.requests[1][1].max_tokens == 16
+    tokens = ask(engine, "/v1/completions", prompt=[97, 98]).json()
+    assert tokens["usage"]["prompt_tokens"] == 2
+    for bad in ("", [], [[]], [[2**40]], ["", "x"]):
+        assert ask(engine, "/v1/completions", prompt=bad).status_code == 400, bad
+
+
+def test_streamed_completions() -> None:
+    response = ask(
+        FakeEngine(characters("one STOP")),
+        "/v1/completions",
+        prompt="q",
+        stop=["STOP"],
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    *events, done = response.text.removesuffix("\n\n").split("\n\n")
+    assert done == "data: [DONE]"
+    chunks = [json.loads(event.removeprefix("data: ")) for event in events]
+    Completion.model_validate(chunks[-2])
+    assert "".join(c["text"] for chunk in chunks for c in chunk["choices"]) == "one "
+    assert chunks[-2]["choices"][0]["finish_reason"] == "stop"
+    assert chunks[-1]["usage"]["completion_tokens"] == len("one STOP")
+
+
+@pytest.fixture
+def gated_decision(tmp_path: Path) -> Decision:
+    """A passing decision."""
+    return record_decision(make_checkpoint(tmp_path / "m"))

@@ -1,0 +1,145 @@
+"""The application over a real socket: disconnects, draining, the death of the engine."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import httpx
+import openai
+import pytest
+from fake_engine import CARD, HELLO, FakeEngine, characters
+
+from thinkgate_serve.app import create_app
+from thinkgate_serve.process import ENGINE_DIED, bind, serve
+
+
+@dataclass
+class Running:
+    url: str
+    engine: FakeEngine
+    exit_code: int | None = None
+
+
+@contextmanager
+def running(engine: FakeEngine) -> Iterator[Running]:
+    """The server in a thread; it ends when its engine is dead."""
+    sock = bind("127.0.0.1", 0)
+    up = threading.Event()
+    server = Running(f"http://127.0.0.1:{sock.getsockname()[1]}/v1", engine)
+
+    def work() -> None:
+        app = create_app(engine, CARD)
+        server.exit_code = serve(app, sock, engine, announce=up.set, drain_seconds=5)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    assert up.wait(10)
+    try:
+        yield server
+    finally:
+        engine.hang = False
+        engine.dead = True
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+def client(server: Running) -> openai.OpenAI:
+    return openai.OpenAI(base_url=server.url, api_key="none", max_retries=0)
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 10) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return condition()
+
+
+def test_the_openai_client_reads_reasoning_and_answer() -> None:
+    with running(FakeEngine(characters("<think>wħy</think>42 ☂"))) as server:
+        whole = client(server).chat.completions.create(model="m", messages=HELLO)  # type: ignore[arg-type]
+        message = whole.choices[0].message
+        assert (message.reasoning_content, message.content) == ("wħy", "42 ☂")  # type: ignore[attr-defined]
+        stream = client(server).chat.completions.create(model="m", messages=HELLO, stream=True)  # type: ignore[arg-type]
+        deltas = [chunk.choices[0].delta for chunk in stream]
+        assert "".join(getattr(d, "reasoning_content", "") for d in deltas) == "wħy"
+        assert "".join(d.content or "" for d in deltas) == "42 ☂"
+    assert server.exit_code == ENGINE_DIED
+
+
+def test_a_stream_whose_reader_leaves_is_aborted() -> None:
+    engine = FakeEngine(characters("<think>on and on"))
+    engine.hang = True
+    with running(engine) as server:
+        stream = client(server).chat.completions.create(model="m", messages=HELLO, stream=True)  # type: ignore[arg-type]
+        next(iter(stream))
+        assert engine.running == 1
+        stream.close()
+        assert eventually(lambda: engine.running == 0)
+        text = httpx.get(server.url.replace("/v1", "/metrics")).text
+        assert "thinkgate_running_requests 0.0" in text
+        assert 'thinkgate_tokens_total{channel="reasoning"}' in text
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_request_whose_reader_leaves_before_the_first_word_is_aborted(stream: bool) -> None:
+    engine = FakeEngine([])
+    engine.hang = True
+    with running(engine) as server:
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(
+                f"{server.url}/chat/completions",
+                json={"messages": HELLO, "n": 2, "stream": stream},
+                timeout=1,
+            )
+        assert eventually(lambda: engine.running == 0)
+        assert len(engine.requests) == 2
+        assert eventually(
+            lambda: 'status="499"} 1.0' in httpx.get(server.url.replace("/v1", "/metrics")).text
+        )
+
+
+def test_a_dying_engine_ends_streams_and_the_server() -> None:
+    engine = FakeEngine(characters("<think>half"))
+    engine.die = True
+    with running(engine) as server:
+        stream = client(server).chat.completions.create(model="m", messages=HELLO, stream=True)  # type: ignore[arg-type]
+        with pytest.raises(openai.APIError, match="the engine has stopped"):
+            list(stream)
+    assert server.exit_code == ENGINE_DIED
+
+
+def test_many_streams_at_once() -> None:
+    with running(FakeEngine(characters("<think>why</think>42"))) as server:
+        results: list[str] = []
+
+        def one() -> None:
+            reply = httpx.post(
+                f"{server.url}/chat/completions",
+                json={"messages": HELLO, "stream": True},
+                timeout=60,
+            )
+            results.append(reply.text[-14:])
+
+        threads = [threading.Thread(target=one) for _ in range(50)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert results == ["data: [DONE]\n\n"] * 50
+        assert server.engine.running == 0
+
+
+def test_metrics_count_by_channel() -> None:
+    with running(FakeEngine(characters("<think>why</think>42"))) as server:
+        client(server).chat.completions.create(model="m", messages=HELLO)  # type: ignore[arg-type]
+        httpx.get(server.url + "/no/such/path")
+        text = httpx.get(server.url.replace("/v1", "/metrics")).text
+    reasoning = len("<think>why</think>")
+    assert f'thinkgate_tokens_total{{channel="reasoning"}} {reasoning}.0' in text
+    assert 'thinkgate_tokens_total{channel="answer"} 2.0' in text
+    assert 'thinkgate_requests_total{path="/v1/chat/completions",status="200"} 1.0' in text
+    assert 'thinkgate_requests_total{path="other",status="404"} 1.0' in text
+    assert "thinkgate_time_to_first_token_seconds_count 1.0" in text
+    assert "thinkgate_time_to_first_answer_seconds_count 1.0" in text
