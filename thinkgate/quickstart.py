@@ -34,7 +34,7 @@ POLICY = "quickstart"
 ALIAS = "production"
 QUESTIONS = ("8+7-6+9-3", "3+9-4+8-2+7", "9-5+8+6-7")
 # `--fast` is for CI: fewer steps and fewer evaluation problems; everything else is as it is.
-FAST_SFT = ("trl.max_steps=450", "data.count=28800")
+FAST_SFT = ("trl.max_steps=400", "data.count=25600")
 FAST_GRPO = ("trl.max_steps=25",)
 FAST_LIMIT = ("--limit", "400")
 

@@ -43,6 +43,9 @@ class Scratch(Config):
     kv_heads: Annotated[int, Field(ge=1)] = 2
     max_length: Annotated[int, Field(ge=64)] = 8192
     """Context length in tokens."""
+    initializer_range: Annotated[float, Field(gt=0, le=1)] = 0.06
+    """Standard deviation of the initial weights. Qwen3's 0.02 suits thousands of hidden units; at
+    this width it leaves the first hundreds of steps without a signal to learn from."""
 
 
 def build_tokenizer() -> "PreTrainedTokenizerBase":
@@ -83,6 +86,7 @@ def build_model(tokenizer: "PreTrainedTokenizerBase", size: Scratch) -> "Qwen3Fo
         "num_key_value_heads": size.kv_heads,
         "head_dim": size.head_dim,
         "max_position_embeddings": size.max_length,
+        "initializer_range": size.initializer_range,
         "tie_word_embeddings": True,
         "bos_token_id": None,
         "eos_token_id": tokenizer.eos_token_id,
