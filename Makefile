@@ -14,6 +14,7 @@ help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
 setup: $(READY)  ## create .venv and install everything into it
+	@echo "==> $(VENV)/bin/thinkgate is installed"
 
 $(READY): pyproject.toml requirements/cpu.txt requirements/torch.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "thinkgate needs Python 3.11 or newer, this is %d.%d; run: make PYTHON=python3.11 $(MAKECMDGOALS)" % sys.version_info[:2])'
@@ -29,7 +30,6 @@ $(READY): pyproject.toml requirements/cpu.txt requirements/torch.txt
 	  $(PIP) install -q --no-deps --no-build-isolation -e .; \
 	fi
 	@touch $@
-	@echo "==> ready: $(VENV)/bin/thinkgate"
 
 quickstart: $(READY)  ## train, gate, promote and serve a small reasoner on this machine
 	@$(RUN) thinkgate quickstart $(ARGS)

@@ -137,3 +137,36 @@ def test_gsm8k_rows_go_through_the_same_path(finished: tuple[Path, str], tmp_pat
     assert len(records) == 4 and all(r["verdict"] != "error" for r in records)
     assert {r["gold"] for r in records} == {"6", "8", "10", "12"}
     assert (out / "report.html").is_file() and (out / "report.json").is_file()
+
+
+def test_the_readme_commands_run(finished: tuple[Path, str], tmp_path: Path) -> None:
+    """Evaluate, gate, promote and list, as written, on the checkpoints of the quickstart."""
+    root, _ = finished
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "quickstart").symlink_to(root / "run")
+    (tmp_path / "runs" / "registry").symlink_to(root / "registry")
+    (tmp_path / "tests").symlink_to(ROOT / "tests")
+    text = (ROOT / "README.md").read_text()
+    commands = re.findall(r"^    \.venv/bin/thinkgate ((?:eval|gate|promote|list).*)$", text, re.M)
+    assert len(commands) == 5
+    for line in commands:
+        done = subprocess.run(
+            [sys.executable, "-m", "thinkgate", *line.split()],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=tmp_path,
+        )
+        assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+
+
+def test_the_readme_training_commands_name_what_exists(tmp_path: Path) -> None:
+    """Too long to run whole here: run as written, they stop only at the step count asked for."""
+    text = (ROOT / "README.md").read_text()
+    base, grpo = re.findall(r"^    \.venv/bin/thinkgate (train .*)$", text, re.M)
+    small = {base: ["trl.max_steps=3", "data.count=192"], grpo: ["trl.max_steps=1"]}
+    for line, less in small.items():
+        subprocess.run(
+            [sys.executable, "-m", "thinkgate", *line.split(), *less], check=True, cwd=tmp_path
+        )
+    assert load_checkpoint(tmp_path / "runs/mine/grpo").manifest.parent
