@@ -19,11 +19,18 @@ from thinkgate.checkpoint import (
 )
 
 
-def make_checkpoint(folder: Path, model: Any = None, tokenizer: Any = None) -> Path:
-    """A complete checkpoint; without a model, one whose only model file is an empty config."""
+def make_checkpoint(
+    folder: Path,
+    model: Any = None,
+    tokenizer: Any = None,
+    *,
+    config: str = "{}",
+    seen: frozenset[str] = frozenset(),
+) -> Path:
+    """A complete checkpoint; without a model, one whose only model file is `config`."""
     with writing_checkpoint(folder) as partial:
         if model is None:
-            (partial / "config.json").write_text("{}", encoding="utf-8")
+            (partial / "config.json").write_text(config, encoding="utf-8")
         else:
             model.save_pretrained(partial)
             tokenizer.save_pretrained(partial)
@@ -42,7 +49,7 @@ def make_checkpoint(folder: Path, model: Any = None, tokenizer: Any = None) -> P
             model_digest=model_digest(partial),
             created=now(),
         )
-        write_manifest(partial, manifest, frozenset())
+        write_manifest(partial, manifest, seen)
     return folder
 
 

@@ -5,80 +5,31 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import fake_checkpoint
 import pytest
 
 from thinkgate.checkpoint import (
     DECISION,
     META,
     Checkpoint,
-    Decision,
     GateVerdict,
-    Manifest,
-    RuleResult,
-    TemplateFingerprint,
     gated,
     load_checkpoint,
     model_digest,
-    now,
     require_space,
-    write_atomic,
-    write_manifest,
     writing_checkpoint,
 )
 from thinkgate.errors import CheckpointError, RegistryError
 from thinkgate.registry import Registry
 
 
-def make_checkpoint(path: Path, weights: bytes = b"weights") -> Checkpoint:
-    with writing_checkpoint(path) as folder:
-        (folder / "model.safetensors").write_bytes(weights)
-        (folder / "config.json").write_text("{}")
-        write_manifest(
-            folder,
-            Manifest(
-                name=path.name,
-                method="sft",
-                recipe="test",
-                config={},
-                template=TemplateFingerprint(
-                    chat_template_sha256="0",
-                    open_tag="<think>",
-                    close_tag="</think>",
-                    prefilled=False,
-                ),
-                model_digest=model_digest(folder),
-                created=now(),
-            ),
-            frozenset({"aa", "bb"}),
-        )
-    return load_checkpoint(path)
+def make_checkpoint(path: Path, config: str = "{}") -> Checkpoint:
+    seen = frozenset({"aa", "bb"})
+    return load_checkpoint(fake_checkpoint.make_checkpoint(path, config=config, seen=seen))
 
 
 def decide(checkpoint: Checkpoint, verdict: GateVerdict = GateVerdict.PASS) -> None:
-    rule = RuleResult(
-        rule="floor",
-        suite="s",
-        metric="accuracy",
-        estimate=0.5,
-        low=0.4,
-        high=0.6,
-        n=10,
-        threshold=0.7,
-        verdict=verdict,
-        why="0.4 is below 0.7",
-    )
-    decision = Decision(
-        id="d1",
-        verdict=verdict,
-        policy="p",
-        policy_sha256="0",
-        candidate=checkpoint.digest,
-        incumbent=None,
-        suites={},
-        rules=(rule,),
-        created=now(),
-    )
-    write_atomic(checkpoint.meta(DECISION), decision.model_dump_json())
+    fake_checkpoint.record_decision(checkpoint.path, verdict)
 
 
 def test_a_finished_checkpoint_loads_with_its_seen_prompts(tmp_path: Path) -> None:
@@ -89,7 +40,7 @@ def test_a_finished_checkpoint_loads_with_its_seen_prompts(tmp_path: Path) -> No
 
 def test_an_interrupted_write_leaves_nothing_under_the_name(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), writing_checkpoint(tmp_path / "c") as folder:
-        (folder / "model.safetensors").write_bytes(b"half")
+        (folder / "config.json").write_bytes(b"half")
         raise KeyboardInterrupt
     assert not (tmp_path / "c").exists()
 
@@ -103,7 +54,7 @@ def test_an_interrupted_write_keeps_the_old_checkpoint(tmp_path: Path) -> None:
 
 def test_rewriting_replaces_the_checkpoint(tmp_path: Path) -> None:
     before = make_checkpoint(tmp_path / "c")
-    after = make_checkpoint(tmp_path / "c", b"other weights")
+    after = make_checkpoint(tmp_path / "c", "other")
     assert before.digest != after.digest
     assert [p.name for p in tmp_path.iterdir()] == ["c"]
 
@@ -115,7 +66,6 @@ def change(name: str) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("tamper", "expected"),
     [
-        (change("model.safetensors"), "was changed"),
         (change("config.json"), "was changed"),
         (change("extra.bin"), "was changed, added or removed"),
         (lambda path: (path / "config.json").unlink(), "removed"),
@@ -144,7 +94,7 @@ def test_only_a_passing_decision_about_these_files_counts(tmp_path: Path) -> Non
             gated(checkpoint)
     decide(checkpoint)
     assert gated(checkpoint).verdict is GateVerdict.PASS
-    other = make_checkpoint(tmp_path / "other", b"other")
+    other = make_checkpoint(tmp_path / "other", "other")
     shutil.copy(checkpoint.meta(DECISION), other.meta(DECISION))
     with pytest.raises(CheckpointError, match="is about"):
         gated(other)
@@ -158,7 +108,7 @@ def test_too_little_disk_is_said_before_the_run(tmp_path: Path) -> None:
 
 def test_promote_resolve_rollback(tmp_path: Path) -> None:
     registry = Registry(tmp_path / "registry")
-    first, second = make_checkpoint(tmp_path / "1", b"1"), make_checkpoint(tmp_path / "2", b"2")
+    first, second = make_checkpoint(tmp_path / "1", "1"), make_checkpoint(tmp_path / "2", "2")
     with pytest.raises(RegistryError, match="nothing promoted yet"):
         registry.resolve("production")
     with pytest.raises(CheckpointError, match="no gate decision"):
