@@ -11,10 +11,10 @@ FAIL or INCONCLUSIVE, and nothing was promoted.
 
 import argparse
 import importlib
-import json
 import shlex
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -176,9 +176,9 @@ def _serve_and_ask(args: argparse.Namespace, report: Path) -> None:
     log = args.out / "serve.log"
     with local.local_server(ALIAS, registry=args.registry, log=log) as server:
         chat.ask_and_show(server.base_url, server.model, QUESTIONS, temperature=0.0)
-        gain = json.loads((args.out / "grpo" / META / "decision.json").read_text())["verdict"]
-        console.print(f"\ngate: [bold green]{gain.upper()}[/]   report: {report}")
+        console.print(f"\n[bold green]done[/]   report: {report}", soft_wrap=True)
         console.print(f"serve it again: [bold]{command}[/]")
         if args.keep_serving:
             console.print(f"serving on {server.base_url} until Ctrl-C")
-            server.process.wait()
+            with suppress(KeyboardInterrupt):  # the way to end it, not an interruption
+                server.process.wait()
