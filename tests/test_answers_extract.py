@@ -2,7 +2,7 @@
 
 import pytest
 
-from thinkgate.answers import How, extract
+from thinkgate.answers import How, Verdict, check, extract
 
 CASES = [
     ("42", "42", How.BARE),
@@ -124,3 +124,14 @@ def test_extraction_is_linear(hostile: str) -> None:
     start = time.process_time()
     extract(hostile)
     assert time.process_time() - start < 5
+
+
+@pytest.mark.parametrize("junk", ["0" * 4096, "8+0-" + "0" * 4092, "1," * 3000, "-" * 4000 + "1"])
+def test_a_runaway_generation_makes_no_claim(junk: str) -> None:
+    """It was graded ERROR, which a GRPO reward would have left out instead of scoring 0."""
+    assert check(junk, "163") is Verdict.NO_ANSWER
+    assert check(f"{junk}\n\nThe answer is 163.", "163") is Verdict.CORRECT
+
+
+def test_a_marked_claim_may_be_long() -> None:
+    assert check("\\boxed{" + "0" * 3000 + "163}", "163") is not Verdict.NO_ANSWER

@@ -17,6 +17,10 @@ WINDOW = 20_000
 """Only the end of a longer answer is searched: the claim is there, and so is the cost bound."""
 
 
+MAX_BARE = 2000
+"""Characters an unmarked claim without LaTeX may have."""
+
+
 class How(StrEnum):
     """What marked the claim as the final answer, most explicit first."""
 
@@ -106,10 +110,16 @@ _WORD = re.compile(
 def extract(answer: str | None) -> Extracted | None:
     """Find the final answer in the answer part of a completion; None when it makes no claim.
 
-    The last mark wins. An empty or unclosed box or tag is no claim, even if a number precedes it.
+    The last mark wins. An empty or unclosed box or tag is no claim, even if a number precedes it;
+    nor is a run of thousands of figures and signs that nothing marks: generation ran away.
     """
-    if answer is None:
-        return None
+    found = None if answer is None else _find(answer)
+    if found is not None and found.how is How.BARE and "\\" not in found.text:
+        return found if len(found.text) <= MAX_BARE else None
+    return found
+
+
+def _find(answer: str) -> Extracted | None:
     text = answer.replace("\u2019", "'").strip()
     if _PLAIN.fullmatch(text):
         return Extracted(text, How.BARE)
