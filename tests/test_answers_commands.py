@@ -88,6 +88,9 @@ def test_score_with_nothing_gradable_is_a_negative_result(tmp_path: Path) -> Non
         ("{", [], "line 1 is not JSON"),
         ("", [], "no lines to grade"),
         ('{"gold": "1", "answer": "1"}', ["--timeout", "0"], "--timeout 0.0"),
+        ('{"gold": "1", "answer": "1"}', ["--timeout", "nan"], "--timeout nan"),
+        ('{"gold": ' + "9" * 5000 + "}", [], "line 1 is not JSON"),
+        ("[" * 100_000, [], "line 1 is not JSON"),
         ('{"gold": "1", "answer": "1"}', ["--workers", "0"], "--workers 0"),
         ('{"gold": "1", "answer": "1"}', ["--tolerance", "-1"], "--tolerance -1.0"),
         ('{"gold": "1", "answer": "1"}', ["--output", "/nonexistent/x"], "Cannot write"),
@@ -100,6 +103,38 @@ def test_score_names_the_mistake(
     file.write_text(content, encoding="utf-8")
     assert main(["score", str(file), *flags]) == 2
     assert named in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["score", "split"])
+def test_other_encodings_and_the_input_as_output_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    row = b'{"gold": "1", "completion": "caf\xe9"}\n'
+    latin, good = tmp_path / "latin.jsonl", tmp_path / "good.jsonl"
+    latin.write_bytes(row)
+    assert main([command, str(latin)]) == 2
+    assert "line 1 is not UTF-8 (byte 33 is 0xe9)" in capsys.readouterr().err
+    good.write_bytes(row.replace(b"\xe9", b"e"))
+    assert main([command, str(good), "--output", str(good)]) == 2
+    assert "is the file that is read" in capsys.readouterr().err
+    assert good.read_bytes() == row.replace(b"\xe9", b"e")
+
+
+@pytest.mark.parametrize("command", ["score", "split"])
+def test_lone_surrogates_and_byte_order_marks_pass(tmp_path: Path, command: str) -> None:
+    file, out = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
+    file.write_bytes(b'\xef\xbb\xbf{"id": "\\ud800", "gold": "1", "completion": "\\ud800"}\r\n')
+    assert main([command, str(file), "--output", str(out)]) == 0
+    assert json.loads(out.read_text(encoding="utf-8"))["id"] == "\ud800"
+
+
+@pytest.mark.parametrize("command", ["score", "split"])
+def test_a_full_disk_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    file = write(tmp_path / "rows.jsonl", ROWS[:1])
+    assert main([command, str(file), "--output", "/dev/full"]) == 2
+    assert "no space left on device; free some space" in capsys.readouterr().err
 
 
 def test_a_missing_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """Whatever names a server uses for the thought, whole or streamed, the reply is the same."""
 
 import asyncio
+import json
 import re
 import shlex
 import socket
@@ -156,6 +157,60 @@ def test_failures_are_told_apart_and_retried_where_that_may_help(
         assert len(endpoint.requests) == tries
 
 
+GOOD: dict[str, Any] = {
+    "id": "x",
+    "choices": [{"index": 0, "finish_reason": "stop", "message": {"content": "5"}}],
+}
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        "abc",
+        7,
+        [5],
+        [{"finish_reason": "stop", "message": None}],
+        [{"finish_reason": "stop", "message": "5"}],
+        [{"finish_reason": "stop", "message": {"content": 5}}],
+        [{"finish_reason": "stop", "message": {"content": [{"type": "text", "text": "5"}]}}],
+        [{"finish_reason": "stop", "message": {"content": "", "reasoning_content": 5}}],
+        [{"finish_reason": 5, "message": {"content": "5"}}],
+    ],
+)
+def test_a_response_of_another_shape_is_a_failed_request(choices: object) -> None:
+    fails = Fails(200, body=json.dumps(GOOD | {"choices": choices}))
+    with (
+        ScriptedEndpoint(lambda _: fails) as endpoint,
+        Client(endpoint.base_url, "m", max_retries=0) as client,
+        pytest.raises(RequestFailed) as caught,
+    ):
+        client.ask("q")
+    assert caught.value.failure is Failure.FAILING
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [5, {}, {"completion_tokens": "x"}, {"completion_tokens": -4}, {"completion_tokens": 1.5}],
+)
+def test_counts_that_are_none_are_not_taken(usage: object) -> None:
+    fails = Fails(200, body=json.dumps(GOOD | {"usage": usage}))
+    with (
+        ScriptedEndpoint(lambda _: fails) as endpoint,
+        Client(endpoint.base_url, "m", max_retries=0) as client,
+    ):
+        reply = client.ask("q")
+    assert (reply.answer, reply.completion_tokens, reply.answer_tokens) == ("5", None, None)
+
+
+def test_escapes_in_a_servers_words_do_not_reach_the_terminal() -> None:
+    with (
+        ScriptedEndpoint(lambda _: Fails(401, {"message": "\x1b[2Jno\x07"})) as endpoint,
+        Client(endpoint.base_url, "m") as client,
+        pytest.raises(RequestFailed, match=r": \[2Jno$"),
+    ):
+        client.ask("q")
+
+
 def test_a_server_that_recovers_is_asked_again() -> None:
     script = iter([Fails(503), Fails(429), Says("42")])
     with (
@@ -185,7 +240,18 @@ def test_a_stream_that_breaks_off_is_no_answer() -> None:
         list(client.stream("q"))
 
 
-@pytest.mark.parametrize("url", ["localhost:8000", "ftp://host/v1", "http://"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "localhost:8000",
+        "ftp://host/v1",
+        "http://",
+        "http://[::1",
+        "http://h:99999",
+        "http://h:x/v1",
+        "http://a b/v1",
+    ],
+)
 def test_what_is_no_address_is_refused(url: str) -> None:
     with pytest.raises(EndpointError, match="is not a web address"):
         Client(url)

@@ -278,6 +278,8 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
         "did you mean 'temperature'",
     ),
     "nobody there": (["eval", "http://127.0.0.1:9/v1", "--suite", "arithmetic"], "running?"),
+    "no time": (["eval", "http://x/v1", "--suite", "arithmetic", "--timeout", "nan"], "nan"),
+    "long name": (["eval", "weak", "--suite", "a" * 5000], "use a shorter name"),
     "no key": (
         ["eval", "http://x/v1", "--suite", "arithmetic", "--api-key-env", "NO_KEY"],
         "NO_KEY",
@@ -314,6 +316,16 @@ def test_a_server_that_dies_is_a_mistake_that_names_its_log(
     assert main(["eval", str(weak), "--suite", "arithmetic", "--limit", "5"]) == 2
     error = capsys.readouterr().err
     assert "gone mad" in error and "server.log" in error and error.count("\n") == 1
+
+
+def test_a_policys_name_is_shown_as_it_is(
+    servers: Servers, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    policy = tmp_path / "mine.yaml"
+    rule = "{rule: error_rate, suite: arithmetic, at_most: 0.1}"
+    policy.write_text(f'name: "mine [/x]"\nlimit: 3\nrules: [{rule}]\n')
+    assert gate(checkpoint(tmp_path / "weak"), "--policy", policy) == 0
+    assert "mine [/x]" in capsys.readouterr().out
 
 
 def test_nothing_measured_is_a_mistake_and_not_a_result(

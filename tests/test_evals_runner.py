@@ -315,6 +315,14 @@ def test_two_processes_do_not_write_the_same_records(suite: LoadedSuite, tmp_pat
     measure(script, suite, tmp_path, limit=1)
 
 
+def test_a_full_disk_is_one_sentence_that_says_what_to_do(
+    suite: LoadedSuite, tmp_path: Path
+) -> None:
+    (tmp_path / f"{suite.name}.jsonl").symlink_to("/dev/full")
+    with pytest.raises(DataError, match=r"jsonl cannot be written: .*run the same command again"):
+        measure(right, suite, tmp_path)
+
+
 def test_hard_comparisons_do_not_hold_up_other_requests(
     suite: LoadedSuite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

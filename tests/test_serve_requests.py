@@ -50,6 +50,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str | None, str]] = {
     "bias key": ({"logit_bias": {"x": 1}}, "logit_bias", "'x' is not a token id"),
     "bias range": ({"logit_bias": {"5": 101}}, "logit_bias", "less than or equal to 100"),
     "bias token": ({"logit_bias": {"99999999": 1}}, "logit_bias", "the vocabulary has"),
+    "long bias key": ({"logit_bias": {"9" * 5000: 1}}, "logit_bias", "is not a token id"),
+    "min tokens": ({"max_tokens": 5, "min_tokens": 6}, "min_tokens", "more than the 5 tokens"),
     "template kwargs": (
         {"chat_template_kwargs": {"tokenize": True}},
         "chat_template_kwargs",
@@ -130,6 +132,11 @@ def test_a_prompt_longer_than_the_context() -> None:
     )
     assert response.status_code == 400
     assert response.json()["error"]["code"] == "context_length_exceeded"
+
+
+def test_a_name_that_is_no_text_is_refused_all_the_same() -> None:
+    response = ask(FakeEngine(characters("x")), messages=HELLO, model="\ud800")
+    assert response.status_code == 404 and response.json()["error"]["param"] == "model"
 
 
 def test_another_model_is_not_found() -> None:

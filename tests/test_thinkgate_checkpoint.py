@@ -19,6 +19,7 @@ from thinkgate.checkpoint import (
     require_space,
     writing_checkpoint,
 )
+from thinkgate.cli import main
 from thinkgate.errors import CheckpointError, RegistryError
 from thinkgate.registry import Registry
 
@@ -164,3 +165,62 @@ def test_concurrent_promotions_lose_nothing(tmp_path: Path) -> None:
 def test_an_alias_is_a_plain_name(tmp_path: Path, alias: str) -> None:
     with pytest.raises(RegistryError, match="use letters, digits"):
         Registry(tmp_path).promote(alias, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "link"])
+def test_what_is_no_checkpoint_is_never_replaced(tmp_path: Path, kind: str) -> None:
+    mine = tmp_path / "mine"
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "thesis.txt").write_text("years")
+    if kind == "folder":
+        (tmp_path / "work").rename(mine)
+    elif kind == "file":
+        mine.write_text("years")
+    else:
+        mine.symlink_to(tmp_path / "work")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(CheckpointError, match="mine exists and is not a finished checkpoint"):
+        make_checkpoint(mine)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
+    (tmp_path / "c").mkdir()
+    assert make_checkpoint(tmp_path / "c").path == tmp_path / "c"
+
+
+def test_two_runs_do_not_write_the_same_checkpoint(tmp_path: Path) -> None:
+    with writing_checkpoint(tmp_path / "c") as folder:
+        with pytest.raises(CheckpointError, match="is being written by another run"):
+            make_checkpoint(tmp_path / "c")
+        assert folder.is_dir()
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff", b"[]", b'{"name": "production", "entries": []}'])
+def test_a_damaged_registry_file_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "production.json").write_bytes(content)
+    registry = Registry(tmp_path)
+    for act in (registry.history, registry.resolve, registry.rollback):
+        with pytest.raises(RegistryError, match=r"production\.json: not a registry file"):
+            act("production")
+
+
+def test_names_and_notes_are_shown_as_they_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = make_checkpoint(tmp_path / "a [" / "b]")
+    decide(checkpoint)
+    registry = ["--registry", str(tmp_path / "registry")]
+    assert main(["promote", str(checkpoint.path), "--why", "[/x]", *registry]) == 0
+    assert main(["list", *registry]) == 0
+    assert "[/x]" in capsys.readouterr().out
+
+
+def test_a_registry_that_cannot_be_written_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = make_checkpoint(tmp_path / "c")
+    decide(checkpoint)
+    (tmp_path / "file").touch()
+    assert main(["promote", str(checkpoint.path), "--registry", str(tmp_path / "file" / "r")]) == 2
+    assert "file/r: not a directory; name a folder" in capsys.readouterr().err

@@ -77,7 +77,9 @@ def test_a_bad_override_is_named(override: str) -> None:
         apply_overrides({"seed": 0}, [override])
 
 
-@pytest.mark.parametrize("text", ["a: [", "- 1\n- 2\n", "just text", "a: \x00"])
+@pytest.mark.parametrize(
+    "text", ["a: [", "- 1\n- 2\n", "just text", "a: \x00", "a: 1\na: 2\n", "[" * 20_000]
+)
 def test_bad_yaml_is_one_sentence(tmp_path: Path, text: str) -> None:
     file = tmp_path / "bad.yaml"
     file.write_text(text)

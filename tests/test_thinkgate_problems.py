@@ -55,17 +55,28 @@ def test_jsonl_with_gsm8k_fields(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ('{"prompt": "a", "gold": "1"}\nnot json', "line 2: not JSON"),
+        ('{"prompt": "a", "gold": "1"}\nnot json', "line 2 is not JSON"),
         ('{"prompt": "a"}', "row 1: no field 'gold'; it has prompt"),
-        ("[1]", "line 1: expected a JSON object"),
+        ("[1]", "line 1 is list, not a JSON object"),
         ("", "empty"),
+        ("[" * 100_000, "line 1 is not JSON"),
+        ('{"prompt": ["a"], "gold": "1"}', "row 1: 'prompt' is list"),
+        ('{"prompt": "a", "gold": true}', "row 1: 'gold' is bool"),
+        ('{"prompt": "a\\ud800", "gold": "1"}', "lone surrogate"),
+        (b'{"prompt": "caf\xe9", "gold": "1"}', "line 1 is not UTF-8"),
     ],
 )
-def test_a_bad_file_is_named(tmp_path: Path, content: str, expected: str) -> None:
+def test_a_bad_file_is_named(tmp_path: Path, content: str | bytes, expected: str) -> None:
     file = tmp_path / "bad.jsonl"
-    file.write_text(content)
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(DataError, match=expected):
         load(JsonlSet(source="jsonl", path=str(file)))
+
+
+def test_a_byte_order_mark_and_crlf_are_no_matter(tmp_path: Path) -> None:
+    file = tmp_path / "windows.jsonl"
+    file.write_bytes(b'\xef\xbb\xbf{"prompt": "a", "gold": 1}\r\n')
+    assert load(JsonlSet(source="jsonl", path=str(file))) == [Problem("0", "a", "1")]
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_checkpoint import make_checkpoint
 
 from thinkgate.cli import main
 from thinkgate.config import apply_overrides, parse, read_yaml
@@ -78,7 +79,7 @@ def test_a_missing_model_and_a_finished_folder_are_refused(
     missing = ["train", "quickstart-grpo", f"model.path={tmp_path / 'none'}", "data.count=8"]
     assert main([*missing, "--out", str(tmp_path / "out")]) == 2
     assert "no such folder, and not the id of a Hub model" in capsys.readouterr().err
-    (tmp_path / "out" / "thinkgate").mkdir(parents=True)
+    make_checkpoint(tmp_path / "out")
     assert main(["train", "quickstart-sft", "--out", str(tmp_path / "out")]) == 2
     assert "already holds a checkpoint" in capsys.readouterr().err
 
@@ -89,3 +90,26 @@ def test_no_room_on_the_disk_is_said_first(
     arguments = ["train", "quickstart-sft", "disk_mib=1000000000", "--out", str(tmp_path / "out")]
     assert main(arguments) == 2
     assert "MiB free on its disk, 1000000000 MiB needed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("trl.max_steps=abc", "trl.max_steps is 'abc'; it must be int"),
+        ("trl.learning_rate=[1]", "trl.learning_rate is [1]; it must be float"),
+    ],
+)
+def test_a_trl_value_of_another_type_is_named(tmp_path: Path, override: str, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        trl_config(recipe("quickstart-sft", override), str(tmp_path))
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("force", [[], ["--force"]])
+def test_a_folder_that_is_no_checkpoint_is_not_replaced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], force: list[str]
+) -> None:
+    (tmp_path / "thesis.txt").write_text("years")
+    assert main(["train", "quickstart-sft", "--out", str(tmp_path), *force]) == 2
+    assert "is not a finished checkpoint, so it is not replaced" in capsys.readouterr().err
+    assert (tmp_path / "thesis.txt").read_text() == "years"

@@ -9,6 +9,7 @@ does not know how a model is trained, measured or served.
     thinkgate/evals/<suite>.jsonl             one record per sample
 """
 
+import fcntl
 import hashlib
 import json
 import os
@@ -43,6 +44,7 @@ __all__ = [
     "now",
     "package_versions",
     "read_decision",
+    "require_replaceable",
     "require_space",
     "write_atomic",
     "write_manifest",
@@ -233,17 +235,33 @@ def gated(checkpoint: Checkpoint) -> Decision:
     return decision
 
 
+def require_replaceable(path: Path) -> bool:
+    """Whether a finished checkpoint lies at `path`. CheckpointError when anything else does that
+    is not an empty folder: a new checkpoint would take its place, and it would be lost."""
+    if (path / META / MANIFEST).is_file():
+        return True
+    if path.is_symlink() or (path.exists() and not (path.is_dir() and not any(path.iterdir()))):
+        raise CheckpointError(
+            f"{path} exists and is not a finished checkpoint, so it is not replaced; choose "
+            "another folder with --out, or move it away"
+        )
+    return False
+
+
 @contextmanager
 def writing_checkpoint(path: Path) -> Generator[Path]:
     """A fresh folder to fill, moved to `path` when the block ends well; an old one is replaced.
 
     A reader never sees half a checkpoint: the folder appears under its name complete or not at all.
     """
+    require_replaceable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    with _alone(partial):
+        shutil.rmtree(partial, ignore_errors=True)
     (partial / META).mkdir(parents=True)
-    yield partial
+    with _alone(partial):
+        yield partial
     if path.exists():
         old = path.with_name(f".{path.name}.old")
         shutil.rmtree(old, ignore_errors=True)
@@ -252,6 +270,26 @@ def writing_checkpoint(path: Path) -> Generator[Path]:
         shutil.rmtree(old)
     else:
         partial.rename(path)
+
+
+@contextmanager
+def _alone(partial: Path) -> Generator[None]:
+    """Hold `partial`, if it is there; the kernel frees the lock of a process that dies."""
+    if not partial.is_dir():
+        yield
+        return
+    descriptor = os.open(partial, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise CheckpointError(
+                f"{partial} is being written by another run; wait for it, or choose another "
+                "folder with --out"
+            ) from error
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def write_manifest(folder: Path, manifest: Manifest, seen_prompts: frozenset[str]) -> None:
@@ -306,6 +344,6 @@ M = TypeVar("M", bound=Config)
 def _read(model: type[M], file: Path) -> M:
     try:
         return model.model_validate(json.loads(file.read_text(encoding="utf-8")))
-    except (ValidationError, ValueError) as error:
+    except (ValidationError, ValueError, RecursionError) as error:
         first = str(error).splitlines()[0]
         raise CheckpointError(f"{file}: not a valid {model.__name__.lower()}: {first}") from error

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from thinkgate import __version__
 from thinkgate.config import nearest
-from thinkgate.errors import MissingDependencyError, ThinkgateError
+from thinkgate.errors import MissingDependencyError, ThinkgateError, explain_os_error
 
 __all__ = ["main", "run_command"]
 
@@ -37,16 +37,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 done, 1 a negative result, 2 a mistake to fix, 3 inconclusive, 130 ^C."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        return run_command(arguments)
+        code = run_command(arguments)
+        sys.stdout.flush()  # here a full disk is still a sentence
+        return code
     except ThinkgateError as error:
-        print(f"thinkgate: {error}", file=sys.stderr)
-        return error.exit_code
+        return _mistake(str(error), error.exit_code)
     except KeyboardInterrupt:
         print("thinkgate: stopped; finished work is kept", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `thinkgate … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:
+        sentence = explain_os_error(error)
+        if sentence is None:
+            raise
+        _abandon_stdout()
+        return _mistake(sentence, ThinkgateError.exit_code)
+
+
+def _mistake(sentence: str, code: int) -> int:
+    """Say what to fix. Parts of the sentence may come from a server, whose escapes are dropped."""
+    from thinkgate.console import printable
+
+    print(f"thinkgate: {printable(sentence)}", file=sys.stderr)
+    return code
+
+
+def _abandon_stdout() -> None:
+    """What could not be written must not be tried again when the interpreter ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def run_command(arguments: Sequence[str]) -> int:

@@ -1,9 +1,11 @@
 """How commands talk: one rich console, and progress bars with an ETA."""
 
+import re
 from collections.abc import Generator
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -13,10 +15,17 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-__all__ = ["Meter", "console", "errors", "progress"]
+__all__ = ["Meter", "console", "errors", "printable", "progress"]
 
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def printable(text: str) -> str:
+    """`text` without what a terminal would obey, or could not show: escapes, lone surrogates."""
+    return _CONTROL.sub("", text).encode("utf-8", "replace").decode()
 
 
 class Meter:
@@ -24,7 +33,7 @@ class Meter:
 
     def __init__(self, bar: Progress, label: str, total: int | None) -> None:
         self._bar = bar
-        self._task = bar.add_task(label, total=total, note="")
+        self._task = bar.add_task(escape(label), total=total, note="")
 
     def advance(self, by: int = 1) -> None:
         """Move the bar by `by` units."""

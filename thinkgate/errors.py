@@ -4,6 +4,25 @@ One flat type per boundary that was crossed. Programming mistakes are not here: 
 `AssertionError`, `TypeError` and so on, and keep their tracebacks.
 """
 
+import errno
+
+_FIXES = {
+    errno.ENOSPC: "free some space there",
+    errno.EDQUOT: "free some space there",
+    errno.EFBIG: "choose another disk",
+    errno.EROFS: "choose a folder that may be written",
+    errno.EACCES: "allow it, or choose another folder",
+    errno.EPERM: "allow it, or choose another folder",
+    errno.EEXIST: "name a folder",
+    errno.ENOTDIR: "name a folder",
+    errno.EISDIR: "name a file",
+    errno.ENAMETOOLONG: "use a shorter name",
+    errno.ELOOP: "mend the link",
+    errno.EIO: "look after the disk",
+    errno.EMFILE: "raise 'ulimit -n'",
+    errno.ENFILE: "close some programs",
+}
+
 
 class ThinkgateError(Exception):
     """A mistake the user can fix; the command line prints it and exits with `exit_code`."""
@@ -41,3 +60,14 @@ class TrainingError(ThinkgateError):
 
 class MissingDependencyError(ThinkgateError):
     """An optional package is not installed."""
+
+
+def explain_os_error(error: OSError) -> str | None:
+    """One sentence about a full disk, a missing permission and the like; None for other errors,
+    which may be mistakes of ours and keep their traceback."""
+    fix = _FIXES.get(error.errno or 0)
+    if fix is None:
+        return None
+    where = str(error.filename2 or error.filename or "the output")
+    shown = where if len(where) <= 200 else f"{where[:200]}…"
+    return f"{shown}: {(error.strerror or str(error)).lower()}; {fix}"

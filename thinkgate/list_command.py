@@ -7,6 +7,7 @@ thinkgate list --alias production     every change of one alias
 import argparse
 from pathlib import Path
 
+from rich.markup import escape
 from rich.table import Table
 
 from thinkgate.console import console
@@ -28,12 +29,12 @@ def run(args: argparse.Namespace) -> int:
         for entry in entries if args.alias else [next(entries)]:
             table.add_row(
                 alias,
-                entry.checkpoint,
+                escape(entry.checkpoint),
                 entry.model_digest[:12],
                 entry.decision,
                 entry.when,
-                entry.by,
-                entry.why,
+                escape(entry.by),
+                escape(entry.why),
             )
-    console.print(table if table.row_count else f"nothing promoted yet in {registry.root}")
+    console.print(table if table.row_count else escape(f"nothing promoted yet in {registry.root}"))
     return 0

@@ -5,7 +5,6 @@ has one meaning: equal `prompt_key`. It does not know how answers are checked.
 """
 
 import hashlib
-import json
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from pydantic import Field
 
 from thinkgate.config import Config
 from thinkgate.errors import DataError, MissingDependencyError
+from thinkgate.records import read_records
 
 __all__ = ["Arithmetic", "HubSet", "JsonlSet", "Problem", "ProblemSet", "load", "prompt_key"]
 
@@ -154,7 +154,7 @@ def _from_rows(rows: list[dict[str, Any]], fields: Fields, origin: str) -> list[
             raise DataError(
                 f"{origin}, row {number + 1}: no field '{missing[0]}'; it has {', '.join(row)}"
             )
-        gold = str(row[fields.gold])
+        prompt, gold = (_text(row, name, f"{origin}, row {number + 1}") for name in wanted[:2])
         if fields.gold_after is not None:
             _, found, gold = gold.rpartition(fields.gold_after)
             if not found:
@@ -162,29 +162,30 @@ def _from_rows(rows: list[dict[str, Any]], fields: Fields, origin: str) -> list[
                     f"{origin}, row {number + 1}: '{fields.gold_after}' is not in '{fields.gold}'"
                 )
         identity = str(row[fields.id]) if fields.id else str(number)
-        problems.append(Problem(identity, str(row[fields.prompt]), gold.strip()))
+        problems.append(Problem(identity, prompt, gold.strip()))
     doubled = len(problems) - len({p.id for p in problems})
     if doubled:
         raise DataError(f"{origin}: {doubled} problem ids occur more than once")
     return problems
 
 
+def _text(row: dict[str, Any], name: str, where: str) -> str:
+    """A field as text. Lists, objects and lone surrogates cannot be asked or compared."""
+    value = row[name]
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise DataError(f"{where}: '{name}' is {type(value).__name__}, not a text or a number")
+    text = str(value)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{where}: '{name}' holds a lone surrogate, which is not text") from error
+    return text
+
+
 def _read_jsonl(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         raise DataError(f"{path}: no such file")
-    rows: list[dict[str, Any]] = []
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise DataError(f"{path}, line {number}: not JSON: {error}") from error
-            if not isinstance(row, dict):
-                raise DataError(f"{path}, line {number}: expected a JSON object")
-            rows.append(row)  # pyright: ignore[reportUnknownArgumentType]
-    return rows
+    return [row for _, row in read_records(path)]
 
 
 def _read_hub(source: HubSet) -> list[dict[str, Any]]:

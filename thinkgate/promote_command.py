@@ -10,6 +10,8 @@ about exactly these files.
 import argparse
 from pathlib import Path
 
+from rich.markup import escape
+
 from thinkgate.console import console
 from thinkgate.registry import Registry
 
@@ -26,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     """Promote, or fail naming what is not proven."""
     entry = Registry(args.registry).promote(args.alias, args.checkpoint, args.why)
     console.print(
-        f"[bold]{args.alias}[/] -> {args.checkpoint} "
+        f"[bold]{args.alias}[/] -> {escape(str(args.checkpoint))} "
         f"(digest {entry.model_digest[:12]}, decision {entry.decision})"
     )
     return 0

@@ -11,8 +11,9 @@ import re
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from thinkgate.checkpoint import gated, load_checkpoint, now, write_atomic
 from thinkgate.config import Config, nearest
@@ -21,6 +22,7 @@ from thinkgate.errors import RegistryError
 __all__ = ["Entry", "Registry"]
 
 DEFAULT_ROOT = Path("runs/registry")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 class Entry(Config):
@@ -39,7 +41,7 @@ class Alias(Config):
     """An alias and every change it went through; the last entry is in force."""
 
     name: str
-    entries: tuple[Entry, ...]
+    entries: Annotated[tuple[Entry, ...], Field(min_length=1)]
 
 
 class Registry:
@@ -88,15 +90,16 @@ class Registry:
                 + (nearest(alias, self.aliases()) if self.aliases() else "nothing promoted yet")
             )
         try:
-            return Alias.model_validate_json(file.read_text(encoding="utf-8")).entries
+            return Alias.model_validate_json(file.read_bytes()).entries
         except ValidationError as error:
             raise RegistryError(
-                f"{file}: not a registry file: {error.errors()[0]['msg']}"
+                f"{file}: not a registry file: {error.errors()[0]['msg']}; restore it, or delete "
+                "it and promote again"
             ) from error
 
     def aliases(self) -> list[str]:
         """Names of all aliases."""
-        return sorted(path.stem for path in self.root.glob("*.json"))
+        return sorted(p.stem for p in self.root.glob("*.json") if NAME.fullmatch(p.stem))
 
     def _append(self, alias: str, entry: Entry) -> None:
         with self._locked():
@@ -121,7 +124,7 @@ class Registry:
 
 
 def _check_name(alias: str) -> None:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", alias):
+    if not NAME.fullmatch(alias):
         raise RegistryError(f"alias '{alias}': use letters, digits, '.', '_' and '-', 64 at most")
 
 

@@ -7,6 +7,8 @@ thinkgate rollback --alias staging
 import argparse
 from pathlib import Path
 
+from rich.markup import escape
+
 from thinkgate.console import console
 from thinkgate.registry import Registry
 
@@ -20,5 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Roll back to the previous checkpoint, which is verified again first."""
     entry = Registry(args.registry).rollback(args.alias)
-    console.print(f"[bold]{args.alias}[/] -> {entry.checkpoint} (digest {entry.model_digest[:12]})")
+    console.print(
+        f"[bold]{args.alias}[/] -> {escape(entry.checkpoint)} (digest {entry.model_digest[:12]})"
+    )
     return 0

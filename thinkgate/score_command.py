@@ -22,7 +22,7 @@ from thinkgate.answers import Verdict, check_many, extract
 from thinkgate.console import errors
 from thinkgate.errors import ConfigError, DataError
 from thinkgate.format import Tags, split
-from thinkgate.records import field_of, open_output, read_records
+from thinkgate.records import field_of, open_output, read_records, write_row
 
 _BATCH = 500
 
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write a verdict per line and the summary; 0 unless nothing could be graded."""
-    if args.timeout <= 0:
+    if not 0 < args.timeout < float("inf"):
         raise ConfigError(f"--timeout {args.timeout} is not a positive number of seconds.")
     if args.tolerance is not None and not args.tolerance >= 0:
         raise ConfigError(f"--tolerance {args.tolerance} is not a number of at least 0.")
@@ -57,12 +57,12 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--workers {args.workers} is not at least 1.")
     counts: Counter[Verdict] = Counter()
     with ExitStack() as stack:
-        output = open_output(args.output, stack)
+        output = open_output(args.output, stack, args.file)
         rows = (_to_grade(number, row, args) for number, row in read_records(args.file))
         while batch := list(islice(rows, _BATCH)):
             for line in _graded(batch, args):
                 counts[line["verdict"]] += 1
-                print(json.dumps(line, ensure_ascii=False), file=output)
+                write_row(line, output)
     if not counts:
         raise DataError(f"{args.file} has no lines to grade.")
     _summarize(counts)

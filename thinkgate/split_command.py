@@ -14,12 +14,12 @@ import sys
 from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from thinkgate.console import errors
 from thinkgate.errors import DataError
 from thinkgate.format import Split, SplitStatus, Tags, split
-from thinkgate.records import field_of, open_output, read_records
+from thinkgate.records import field_of, open_output, read_records, write_row
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,9 +40,9 @@ def run(args: argparse.Namespace) -> int:
     """Write the parts, one JSON object a completion; the summary of many goes to stderr."""
     tags = Tags(args.open_tag, args.close_tag)
     with ExitStack() as stack:
-        output = open_output(args.output, stack)
+        output = open_output(args.output, stack, args.file)
         if args.file is None:
-            _write(_fields(split(sys.stdin.read(), args.prefilled, tags)), output)
+            write_row(_fields(split(_stdin(), args.prefilled, tags)), output)
             return 0
         counts: Counter[SplitStatus] = Counter()
         for number, row in read_records(args.file):
@@ -52,15 +52,18 @@ def run(args: argparse.Namespace) -> int:
                 raise DataError(f"{where}: {json.dumps(text)[:60]} is not a text to split.")
             parts = split(text, args.prefilled, tags)
             counts[parts.status] += 1
-            _write(row | _fields(parts), output)
+            write_row(row | _fields(parts), output)
     for status in SplitStatus:
         errors.print(f"  {status:<12}{counts[status]:>8}")
     return 0
 
 
+def _stdin() -> str:
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise DataError(f"stdin is not UTF-8 ({error.reason}): send the text as UTF-8.") from error
+
+
 def _fields(parts: Split) -> dict[str, Any]:
     return {"status": parts.status, "reasoning": parts.reasoning, "answer": parts.answer}
-
-
-def _write(fields: dict[str, Any], output: TextIO) -> None:
-    print(json.dumps(fields, ensure_ascii=False), file=output)

@@ -9,14 +9,13 @@ leaves, /clear forgets the conversation. Thoughts are not sent back; answers are
 """
 
 import argparse
-import re
 from collections.abc import Iterable
 from contextlib import closing
 from typing import Any
 
 from rich.console import Console
 
-from thinkgate.console import console
+from thinkgate.console import console, printable
 from thinkgate.errors import EndpointError
 from thinkgate.format import SplitStatus
 from thinkgate_clients.client import (
@@ -31,9 +30,6 @@ from thinkgate_clients.client import (
 )
 
 __all__ = ["add_arguments", "ask_and_show", "run"]
-
-# A model's output may hold escape sequences; a terminal would obey them.
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -89,7 +85,7 @@ def show(out: Console, client: Client, prompt: Messages, **sampling: Any) -> Rep
                     out.print()
                 last = type(event)
                 style = "dim" if last is ReasoningText else "bold"
-                text = _CONTROL.sub("", event.text)
+                text = printable(event.text)
                 out.print(text, style=style, end="", markup=False, emoji=False, soft_wrap=True)
         except KeyboardInterrupt:
             out.print("\n[dim](stopped)[/]")
@@ -123,7 +119,11 @@ def _converse(client: Client, system: list[dict[str, str]], sampling: dict[str, 
     """Read, ask, show, until the end of input. A failed request does not end the conversation."""
     import readline  # noqa: F401  gives input() line editing and history
 
-    console.print(f"[dim]{client.model()} at {client.base_url}; Ctrl-C stops, Ctrl-D leaves[/]")
+    console.print(
+        printable(f"{client.model()} at {client.base_url}; Ctrl-C stops, Ctrl-D leaves"),
+        style="dim",
+        markup=False,
+    )
     turns: list[dict[str, str]] = []
     while True:
         try:
@@ -154,7 +154,7 @@ def _turn(
     except KeyboardInterrupt:
         return turns
     except RequestFailed as error:
-        console.print(str(error), style="red", markup=False)
+        console.print(printable(str(error)), style="red", markup=False)
         return turns
     if reply.answer is None:
         return turns

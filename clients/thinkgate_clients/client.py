@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 import openai
 
+from thinkgate.console import printable
 from thinkgate.errors import ConfigError, EndpointError
 from thinkgate.format import THINK, Tags, ThinkSplitter
 from thinkgate_clients.reply import AnswerText, Event, Finished, Reading, ReasoningText, Reply
@@ -277,10 +278,17 @@ def _model_info(model: Any) -> ModelInfo:
 
 def _normal_url(url: str) -> str:
     """`url` with its scheme checked and `/v1` added where it has no path."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.netloc:
+    path = ""
+    try:
+        parts = urlsplit(url)
+        path = parts.path.strip("/")
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        good = good and not any(c.isspace() for c in url)
+    except ValueError:  # half an IPv6 address, a port that is none
+        good = False
+    if not good:
         raise EndpointError(f"'{url}' is not a web address; write it as http://127.0.0.1:8000/v1")
-    return url.rstrip("/") if parts.path.strip("/") else url.rstrip("/") + "/v1"
+    return url.rstrip("/") if path else url.rstrip("/") + "/v1"
 
 
 def _explain(error: Exception, url: str) -> tuple[str, Failure]:
@@ -310,4 +318,4 @@ def _said(error: Exception) -> str:
     """The server's own words, one line."""
     body = getattr(error, "body", None)
     said = body.get("message") if isinstance(body, dict) else None
-    return " ".join(str(said or error).split())[:300]
+    return " ".join(printable(str(said or error)).split())[:300]

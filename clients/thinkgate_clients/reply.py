@@ -100,13 +100,15 @@ class Reading:
 
     def _take(self, response: Any, part: str) -> list[Event]:
         choices = getattr(response, "choices", None)
-        if not choices:
+        first = choices[0] if isinstance(choices, list) and choices else None
+        message = getattr(first, part, None)
+        if message is None or isinstance(message, str):
             raise ValueError("the response is not a chat completion")
-        choice = choices[0]
-        message = getattr(choice, part)
-        self._request_id = self._request_id or response.id
-        self._usage = response.usage or self._usage
-        self._finish_reason = choice.finish_reason or self._finish_reason
+        choice: Any = first
+        self._request_id = self._request_id or _text(getattr(response, "id", None), "id")
+        self._usage = getattr(response, "usage", None) or self._usage
+        ended = _text(getattr(choice, "finish_reason", None), "finish_reason")
+        self._finish_reason = ended or self._finish_reason
         flags = (getattr(x, "reasoning_truncated", None) for x in (response, choice, message))
         self._cut = self._cut or any(flags)
         return self._put(self._pieces(message))
@@ -116,11 +118,13 @@ class Reading:
         thought = getattr(message, "reasoning_content", None)
         if thought is None:
             thought = getattr(message, "reasoning", None)
+        thought = _text(thought, "reasoning")
+        content = _text(getattr(message, "content", None), "content")
         self._separated = self._separated or thought is not None
         pieces = [(Channel.REASONING, thought)] if thought else []
-        if message.content and self._separated:
-            return [*pieces, (Channel.ANSWER, message.content)]
-        return [*pieces, *self._splitter.feed(message.content or "")]
+        if content and self._separated:
+            return [*pieces, (Channel.ANSWER, content)]
+        return [*pieces, *self._splitter.feed(content or "")]
 
     def _put(self, pieces: list[tuple[Channel, str]]) -> list[Event]:
         events: list[Event] = []
@@ -163,7 +167,21 @@ class Reading:
 
 def _token_counts(usage: Any) -> tuple[int | None, int | None]:
     """(completion tokens, reasoning tokens) as reported; None where not."""
-    if usage is None:
-        return None, None
     details = getattr(usage, "completion_tokens_details", None)
-    return usage.completion_tokens, getattr(details, "reasoning_tokens", None)
+    completion = _count(getattr(usage, "completion_tokens", None))
+    thinking = _count(getattr(details, "reasoning_tokens", None))
+    if completion is not None and thinking is not None and thinking > completion:
+        return completion, None
+    return completion, thinking
+
+
+def _count(value: Any) -> int | None:
+    """A count as a server should send it; None for what is none."""
+    return value if type(value) is int and value >= 0 else None
+
+
+def _text(value: Any, field: str) -> str | None:
+    """Text or nothing; ValueError for a server that sends something else under `field`."""
+    if value is None or isinstance(value, str):
+        return value
+    raise ValueError(f"the response's {field} is {type(value).__name__}, not text")

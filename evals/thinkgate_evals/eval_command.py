@@ -81,8 +81,8 @@ def options(args: argparse.Namespace, limit: int | None = None) -> Options:
     """How to measure, checked; `limit` is what holds where the command line names none."""
     for name in ("limit", "concurrency", "samples", "timeout"):
         value = getattr(args, name, None)
-        if value is not None and value <= 0:
-            raise ConfigError(f"--{name} is {value}; use 1 or more")
+        if value is not None and not 0 < value < float("inf"):
+            raise ConfigError(f"--{name} is {value}; use a finite number above 0")
     return Options(
         limit=args.limit or limit,
         concurrency=args.concurrency,

@@ -18,7 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from thinkgate.checkpoint import DECISION, SEEN, Checkpoint, Decision, GateVerdict, write_atomic
-from thinkgate.console import console
+from thinkgate.console import console, printable
 from thinkgate.errors import ConfigError
 from thinkgate_evals.eval_command import add_measuring_arguments, options
 from thinkgate_evals.gate import Evidence, decide
@@ -109,12 +109,12 @@ def show_decision(decision: Decision) -> None:
             estimate_text(rule),
             asked_text(rule),
             f"[{colour}]{rule.verdict.upper()}[/]",
-            escape(rule.why),
+            escape(printable(rule.why)),
         )
     console.print(table)
     colour = COLOURS[decision.verdict]
     console.print(
-        f"[bold {colour}]{decision.verdict.upper()}[/]  policy {decision.policy}, decision "
+        f"[bold {colour}]{decision.verdict.upper()}[/]  policy {escape(decision.policy)}, decision "
         f"{decision.id}, model {decision.candidate[:12]}"
     )
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from thinkgate.checkpoint import Checkpoint, load_checkpoint
-from thinkgate.errors import CheckpointError, DataError, EndpointError
+from thinkgate.errors import CheckpointError, DataError, EndpointError, explain_os_error
 from thinkgate.registry import Registry
 from thinkgate_evals.metrics import Summary, summarise
 from thinkgate_evals.records import Record, Recording, set_aside
@@ -62,9 +62,10 @@ def naming_files() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        where = error.filename2 or error.filename or "the results"
-        reason = error.strerror or str(error)
-        raise DataError(f"{where}: {reason}; free space there, or allow writing") from error
+        sentence = explain_os_error(error)
+        if sentence is None:
+            raise
+        raise DataError(sentence) from error
 
 
 def find_checkpoint(target: str, registry: Path | None = None) -> Checkpoint:

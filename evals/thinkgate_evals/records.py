@@ -114,14 +114,15 @@ class Recording:
         )
         self._done: dict[Key, Record] = {}
         self._open = ExitStack()
-        self._file: IO[str] | None = None
+        self._file: IO[bytes] | None = None
 
     def __enter__(self) -> Self:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
             self._lock(stack)
             self._take_up()
-            self._file = stack.enter_context(self.path.open("a", encoding="utf-8"))
+            # Unbuffered: after a full disk nothing is left over that closing would try to write.
+            self._file = stack.enter_context(self.path.open("ab", buffering=0))
             self._open = stack.pop_all()
         return self
 
@@ -136,8 +137,9 @@ class Recording:
     def append(self, record: Record) -> None:
         """Add a finished sample; it survives the death of this process from here on."""
         assert self._file is not None and record.key not in self._done
-        self._file.write(record.model_dump_json() + "\n")
-        self._file.flush()
+        line = f"{record.model_dump_json()}\n".encode()
+        while line:
+            line = line[self._file.write(line) :]
         self._done[record.key] = record
 
     def close_session(self, session: Session) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from thinkgate.answers import Verdict, check, extract
 from thinkgate.console import Meter, progress
-from thinkgate.errors import EndpointError
+from thinkgate.errors import DataError, EndpointError, explain_os_error
 from thinkgate.problems import Problem
 from thinkgate_clients.client import AsyncClient, Failure, Reply, RequestFailed
 from thinkgate_evals.records import Record, Recording, Session
@@ -64,6 +64,12 @@ def run(endpoint: Endpoint, loaded: LoadedSuite, recording: Recording, limit: in
     try:
         asyncio.run(_Run(endpoint, loaded, recording, limit).run())
     except ExceptionGroup as group:
+        disk = group.subgroup(OSError)
+        if disk is not None and (sentence := explain_os_error(_first(disk))):
+            raise DataError(
+                f"{recording.path} cannot be written: {sentence}; what is in it is kept; run the "
+                "same command again to go on"
+            ) from _first(disk)
         failures = group.subgroup(EndpointError)
         if failures is None:
             raise
@@ -72,6 +78,14 @@ def run(endpoint: Endpoint, loaded: LoadedSuite, recording: Recording, limit: in
             f"{loaded.name}: {first}; {len(recording.done)} samples are kept in {recording.path}, "
             "nothing was counted as wrong; run the same command again to go on"
         ) from first
+
+
+def _first(group: ExceptionGroup[OSError]) -> OSError:
+    error: Exception = group
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    assert isinstance(error, OSError)
+    return error
 
 
 def sample_seed(suite_seed: int, problem_id: str, repeat: int) -> int:

@@ -186,8 +186,10 @@ class VLLMEngine:
     ) -> AsyncGenerator[Delta, None]:
         try:
             params = self._to_params(sampling)
-        except ValueError as error:
-            raise RequestRefused(str(error)) from error
+        except Exception as error:
+            if _is_clients_fault(error):
+                raise RequestRefused(str(error)) from error
+            raise
         outputs = self._llm.generate(self._prompt(prompt_ids), params, request_id)
         try:
             async with aclosing(outputs):

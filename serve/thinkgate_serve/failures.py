@@ -35,6 +35,7 @@ def error_body(
 ) -> dict[str, Any]:
     """The body OpenAI's API answers errors with."""
     kind = "invalid_request_error" if status < 500 else "server_error"
+    message = message.encode("utf-8", "replace").decode()  # it may quote a lone surrogate
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 

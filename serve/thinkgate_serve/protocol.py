@@ -12,6 +12,7 @@ __all__ = ["ChatRequest", "CompletionRequest", "DetokenizeRequest", "Message", "
 
 MAX_CHOICES = 128
 MAX_STOPS = 32
+LONGEST_TOKEN_ID = 18
 
 
 class Wire(BaseModel):
@@ -141,8 +142,8 @@ class Generate(Wire):
     @classmethod
     def _token_ids(cls, bias: dict[str, float] | None) -> dict[str, float] | None:
         for key in bias or {}:
-            if not (key.isascii() and key.isdigit()):
-                raise ValueError(f"'{key}' is not a token id")
+            if not (key.isascii() and key.isdigit() and len(key) <= LONGEST_TOKEN_ID):
+                raise ValueError(f"'{key[:40]}' is not a token id")
         return bias
 
     @model_validator(mode="after")

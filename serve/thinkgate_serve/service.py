@@ -133,6 +133,12 @@ class Service:
                 f"context of {context}",
                 "max_tokens",
             )
+        if (request.min_tokens or 0) > (limit or room):
+            raise ApiError(
+                400,
+                f"min_tokens is {request.min_tokens}, more than the {limit or room} tokens allowed",
+                param="min_tokens",
+            )
         return Plan(
             prompt_ids=prompt.ids,
             sampling=self._sampling(request, limit or room),
@@ -217,9 +223,10 @@ class Service:
 
     def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
         try:
-            return self.engine.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+            text.encode()  # of a lone surrogate tokenizers say no more than TypeError
         except UnicodeError as error:
             raise ApiError(400, "the text holds a lone surrogate, which is not text") from error
+        return self.engine.tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
     async def _off_loop(self, function: Any, *args: Any) -> Any:
         """Run tokenizer work beside the event loop, so that long prompts delay no stream."""

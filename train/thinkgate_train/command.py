@@ -8,7 +8,9 @@ thinkgate train quickstart-grpo model.path=runs/x/base seed=1 trl.learning_rate=
 import argparse
 from pathlib import Path
 
-from thinkgate.checkpoint import META
+from rich.markup import escape
+
+from thinkgate.checkpoint import require_replaceable
 from thinkgate.config import apply_overrides, bundled, parse, read_yaml
 from thinkgate.console import console
 from thinkgate.errors import ConfigError
@@ -31,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     path = bundled("thinkgate_train", "recipes", args.recipe)
     recipe = parse(Recipe, apply_overrides(read_yaml(path), args.overrides), path)
     out: Path = args.out or Path("runs") / recipe.name
-    if (out / META).exists() and not args.force:
+    if require_replaceable(out) and not args.force:
         raise ConfigError(
             f"{out} already holds a checkpoint; choose another --out, or pass --force"
         )
@@ -39,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     reached = checkpoint.manifest.metrics
     shown = [k for k in ("accuracy", "reward", "loss", "train_runtime") if k in reached]
     console.print(
-        f"[bold]{out}[/] (digest {checkpoint.digest[:12]}): "
+        f"[bold]{escape(str(out))}[/] (digest {checkpoint.digest[:12]}): "
         + ", ".join(f"{name.replace('_', ' ')} {reached[name]:.3g}" for name in shown),
         soft_wrap=True,
     )

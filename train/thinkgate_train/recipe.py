@@ -5,7 +5,7 @@ mirrored here. Recipes lie in `train/recipes/`; `thinkgate train NAME` finds the
 """
 
 import dataclasses
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_type_hints
 
 from pydantic import Field, model_validator
 
@@ -147,6 +147,7 @@ def trl_config(recipe: Recipe, output_dir: str) -> "SFTConfig | GRPOConfig":
             raise ConfigError(f"{recipe.name}: trl.{key} is not an option here: {REMOVED[key]}")
         if key not in known:
             raise ConfigError(f"{recipe.name}: unknown key 'trl.{key}'; {nearest(key, known)}")
+    _check_types(recipe, kind)
     _check_batch(recipe)
     # Where there is no accelerator, TRL's bf16 default and its device choice would fail later.
     cpu = not torch.cuda.is_available()
@@ -161,6 +162,22 @@ def trl_config(recipe: Recipe, output_dir: str) -> "SFTConfig | GRPOConfig":
         return kind(**{**defaults, **quiet, **recipe.trl, **fixed})
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{recipe.name}: trl: {' '.join(str(error).split())}") from error
+
+
+PLAIN = {int, float, bool, str, type(None)}
+
+
+def _check_types(recipe: Recipe, kind: type) -> None:
+    """Numbers where numbers belong: transformers does not look, and fails later in the middle."""
+    hints = get_type_hints(kind)
+    for key, value in recipe.trl.items():
+        allowed = set(get_args(hints[key])) or {hints[key]}
+        if not allowed <= PLAIN:
+            continue
+        accepted = allowed | ({int} if float in allowed else set())
+        if not isinstance(value, tuple(accepted)):
+            names = " or ".join(sorted(t.__name__ for t in allowed - {type(None)}))
+            raise ConfigError(f"{recipe.name}: trl.{key} is {value!r}; it must be {names}")
 
 
 def _check_batch(recipe: Recipe) -> None:
