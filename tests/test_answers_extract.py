@@ -126,7 +126,9 @@ def test_extraction_is_linear(hostile: str) -> None:
     assert time.process_time() - start < 5
 
 
-@pytest.mark.parametrize("junk", ["0" * 4096, "8+0-" + "0" * 4092, "1," * 3000, "-" * 4000 + "1"])
+@pytest.mark.parametrize(
+    "junk", ["0" * 4096, "9" * 5000, "8+0-" + "0" * 4092, "1," * 3000, "-" * 4000 + "1"]
+)
 def test_a_runaway_generation_makes_no_claim(junk: str) -> None:
     """It was graded ERROR, which a GRPO reward would have left out instead of scoring 0."""
     assert check(junk, "163") is Verdict.NO_ANSWER

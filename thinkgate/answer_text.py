@@ -18,7 +18,7 @@ WINDOW = 20_000
 
 
 MAX_BARE = 2000
-"""Characters an unmarked claim without LaTeX may have."""
+"""Characters an unmarked run of figures and signs may have and still be a claim."""
 
 
 class How(StrEnum):
@@ -44,6 +44,7 @@ class Extracted:
 
 _RUN = re.compile(r"\s{3,}")
 _PLAIN = re.compile(r"-?\$?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?")
+_FIGURES = re.compile(r"[-+*/=.,0-9\s]+")
 _BOX = re.compile(r"\\(?:boxed|fbox|framebox)\s*\{")
 _BOX_JOINT = re.compile(r"[\s$]*(?:,|;|&|\\text\{\s*(?:and|or)\s*\}|(?:,\s*)?\b(?:and|or)\b)[\s$]*")
 _DENIED = re.compile(r"(?:\bnot|n't(?: be)?|≠|\\neq?)[\s$(:*\\\[]*$")
@@ -114,9 +115,9 @@ def extract(answer: str | None) -> Extracted | None:
     nor is a run of thousands of figures and signs that nothing marks: generation ran away.
     """
     found = None if answer is None else _find(answer)
-    if found is not None and found.how is How.BARE and "\\" not in found.text:
-        return found if len(found.text) <= MAX_BARE else None
-    return found
+    if found is None or found.how is not How.BARE or len(found.text) <= MAX_BARE:
+        return found
+    return None if _FIGURES.fullmatch(found.text) else found
 
 
 def _find(answer: str) -> Extracted | None:
