@@ -1,6 +1,7 @@
 """What may be served, and the command line around it."""
 
 import argparse
+import json
 import os
 import socket
 import subprocess
@@ -223,3 +224,31 @@ def test_local_server_kills_what_does_not_start(
     pid = int((tmp_path / "pid").read_text())
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+@pytest.mark.parametrize("value", ["hot", True, None, "nan"])
+def test_sampling_defaults_that_are_no_numbers_are_refused(
+    checkpoint: Path, registry: Registry, value: object
+) -> None:
+    file = checkpoint / "thinkgate" / "manifest.json"
+    manifest = json.loads(file.read_text())
+    manifest["template"]["sampling"] = {"temperature": float("nan") if value == "nan" else value}
+    file.write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match=r"sampling\.temperature .* not a number"):
+        find_target(str(checkpoint), registry=registry, allow_ungated=True)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_that_an_import_swallows_is_not_forgotten(name: str) -> None:
+    code = f"""
+import os, signal
+from thinkgate_serve.process import stop_while_loading
+stopped = stop_while_loading()
+assert stopped() is None
+try:
+    os.kill(os.getpid(), signal.{name})
+except BaseException:
+    pass
+assert stopped() == 128 + signal.{name}
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -1,5 +1,6 @@
 """The checkpoint folder and the registry: complete or refused, atomic, verified at promotion."""
 
+import json
 import multiprocessing
 import shutil
 from collections.abc import Callable
@@ -224,3 +225,26 @@ def test_a_registry_that_cannot_be_written_is_one_sentence(
     (tmp_path / "file").touch()
     assert main(["promote", str(checkpoint.path), "--registry", str(tmp_path / "file" / "r")]) == 2
     assert "file/r: not a directory; name a folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [None, "", "aa\n"])
+def test_changed_seen_prompts_are_refused(tmp_path: Path, content: str | None) -> None:
+    checkpoint = make_checkpoint(tmp_path / "c")
+    file = checkpoint.meta("seen-prompts.txt")
+    file.unlink() if content is None else file.write_text(content)
+    with pytest.raises(CheckpointError, match="changed or removed after training"):
+        load_checkpoint(tmp_path / "c").seen_prompts()
+
+
+def test_a_decision_holds_for_the_tags_it_was_made_with(tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(tmp_path / "c")
+    decide(checkpoint)
+    decision, file = checkpoint.meta("decision.json"), checkpoint.meta("manifest.json")
+    made = json.loads(decision.read_text()) | {"template": checkpoint.manifest.template.digest}
+    decision.write_text(json.dumps(made))
+    assert gated(checkpoint).id == made["id"]
+    manifest = json.loads(file.read_text())
+    manifest["template"]["open_tag"] = "<thought>"
+    file.write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match=r"tags or sampling defaults .* were changed"):
+        gated(load_checkpoint(tmp_path / "c"))

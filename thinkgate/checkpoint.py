@@ -103,6 +103,8 @@ class Manifest(Config):
     template: TemplateFingerprint
     packages: dict[str, str] = Field(default_factory=dict)
     seed: int = 0
+    seen_sha256: str | None = None
+    """Of `thinkgate/seen-prompts.txt`; None in manifests older than this field."""
     parent: str | None = None
     """`model_digest` of the checkpoint this one was trained from."""
     metrics: dict[str, float] = Field(default_factory=dict)
@@ -135,6 +137,8 @@ class Decision(Config):
     policy_sha256: str
     candidate: str
     """`model_digest` of the checkpoint that was judged; the decision holds for nothing else."""
+    template: str | None = None
+    """`TemplateFingerprint.digest` it was judged with; None in decisions older than this field."""
     incumbent: str | None
     suites: dict[str, str]
     """Suite name to the fingerprint of prompt, sampling and problems."""
@@ -161,7 +165,14 @@ class Checkpoint:
     def seen_prompts(self) -> frozenset[str]:
         """Keys of every prompt this checkpoint and its ancestors were trained on."""
         path = self.meta(SEEN)
-        return frozenset(path.read_text().split()) if path.is_file() else frozenset()
+        content = path.read_bytes() if path.is_file() else b""
+        expected = self.manifest.seen_sha256
+        if expected is not None and hashlib.sha256(content).hexdigest() != expected:
+            raise CheckpointError(
+                f"{path} was changed or removed after training, so what the model was trained on "
+                "is not known; restore it, or train again"
+            )
+        return frozenset(content.decode("ascii", "replace").split())
 
 
 def now() -> str:
@@ -226,6 +237,11 @@ def gated(checkpoint: Checkpoint) -> Decision:
         raise CheckpointError(
             f"{path}: its decision {decision.id} is about {decision.candidate[:12]}, the files are "
             f"{checkpoint.digest[:12]}; run 'thinkgate gate {path}' again"
+        )
+    if decision.template not in (None, checkpoint.manifest.template.digest):
+        raise CheckpointError(
+            f"{path}: the tags or sampling defaults in its manifest were changed since decision "
+            f"{decision.id}; run 'thinkgate gate {path}' again"
         )
     if decision.verdict is not GateVerdict.PASS:
         reasons = [f"{r.rule}: {r.why}" for r in decision.rules if r.verdict != GateVerdict.PASS]
@@ -294,7 +310,11 @@ def _alone(partial: Path) -> Generator[None]:
 
 def write_manifest(folder: Path, manifest: Manifest, seen_prompts: frozenset[str]) -> None:
     """Complete a checkpoint folder: the seen prompts first, the manifest last."""
-    write_atomic(folder / META / SEEN, "".join(f"{key}\n" for key in sorted(seen_prompts)))
+    seen = "".join(f"{key}\n" for key in sorted(seen_prompts))
+    manifest = manifest.model_copy(
+        update={"seen_sha256": hashlib.sha256(seen.encode()).hexdigest()}
+    )
+    write_atomic(folder / META / SEEN, seen)
     write_atomic(folder / META / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
 
 
@@ -308,6 +328,9 @@ def write_atomic(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+    except OSError as error:  # a full disk is reported without the file it met
+        error.filename = error.filename or str(path)
+        raise
     finally:
         partial.unlink(missing_ok=True)
 
@@ -345,5 +368,8 @@ def _read(model: type[M], file: Path) -> M:
     try:
         return model.model_validate(json.loads(file.read_text(encoding="utf-8")))
     except (ValidationError, ValueError, RecursionError) as error:
-        first = str(error).splitlines()[0]
+        first = str(error).splitlines()[0] if str(error) else "too deep"
+        if isinstance(error, ValidationError):
+            details = error.errors()[0]
+            first = f"'{'.'.join(map(str, details['loc']))}': {details['msg'].lower()}"
         raise CheckpointError(f"{file}: not a valid {model.__name__.lower()}: {first}") from error

@@ -82,7 +82,8 @@ def gate(
     if incumbent is not None:
         others = measure_checkpoint(incumbent, suites.values(), chosen)
         theirs = _evidence(incumbent, suites, [m.records for m in others])
-    decision = decide(policy, ours, theirs)
+    template = candidate.manifest.template.digest
+    decision = decide(policy, ours, theirs).model_copy(update={"template": template})
     record_summaries(candidate.meta("report.json"), measured, decision)
     first = next(iter(suites.values()))
     write_report(
@@ -122,12 +123,14 @@ def show_decision(decision: Decision) -> None:
 def _evidence(
     checkpoint: Checkpoint, suites: Mapping[str, LoadedSuite], records: list[tuple[Record, ...]]
 ) -> Evidence:
-    recorded = checkpoint.meta(SEEN).is_file()
+    seen = checkpoint.seen_prompts()
+    # An empty list is what a deleted or emptied file leaves, not what training leaves.
+    recorded = bool(seen) or (not checkpoint.manifest.data and checkpoint.meta(SEEN).is_file())
     return Evidence(
         digest=checkpoint.digest,
         suites=suites,
         records=dict(zip(suites, records, strict=True)),
-        seen_prompts=checkpoint.seen_prompts() if recorded else None,
+        seen_prompts=seen if recorded else None,
     )
 
 

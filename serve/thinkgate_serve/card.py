@@ -6,6 +6,7 @@ past it unless the user insists, and then the card says so in every response.
 
 import re
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,12 @@ def _from_folder(folder: Path, allow_ungated: bool, name: str | None) -> Card:
             raise CheckpointError(f"{error}; --allow-ungated serves it for development") from error
         decision = None
     template = checkpoint.manifest.template
+    for key, value in template.sampling.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
+            raise CheckpointError(
+                f"{folder}: sampling.{key} in its manifest is {value!r}, not a number; restore the "
+                "manifest, or train again"
+            )
     return Card(
         name=name or checkpoint.manifest.name,
         source=str(folder),

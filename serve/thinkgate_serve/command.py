@@ -19,7 +19,7 @@ from thinkgate.errors import ConfigError
 from thinkgate.registry import Registry
 from thinkgate_serve.card import Card, find_target
 from thinkgate_serve.engine import VLLMEngine, require_vllm
-from thinkgate_serve.process import bind, end_with_stdin, serve, stop_on_sigterm
+from thinkgate_serve.process import bind, end_with_stdin, serve, stop_while_loading
 from thinkgate_serve.service import ReasoningField, Settings
 
 __all__ = ["add_arguments", "run"]
@@ -66,12 +66,19 @@ def run(args: argparse.Namespace) -> int:
     )
     options = _engine_options(args)
     sock = bind(args.host, args.port)
-    stop_on_sigterm()
+    stopped = stop_while_loading()
     if args.stop_with_stdin:
         end_with_stdin()
     settings = Settings(reasoning_field=args.reasoning_field, drain_seconds=args.drain)
-    engine = VLLMEngine.load(card.source, options, visible=(card.tags.open, card.tags.close))
     try:
+        engine = VLLMEngine.load(card.source, options, visible=(card.tags.open, card.tags.close))
+    except Exception:
+        if (code := stopped()) is not None:
+            return code
+        raise
+    try:
+        if (code := stopped()) is not None:
+            return code
         from thinkgate_serve.app import create_app
 
         return serve(

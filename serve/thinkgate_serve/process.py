@@ -18,7 +18,7 @@ from fastapi import FastAPI
 from thinkgate.errors import ServerError
 from thinkgate_serve.engine import Engine
 
-__all__ = ["ENGINE_DIED", "bind", "end_with_stdin", "serve", "stop_on_sigterm"]
+__all__ = ["ENGINE_DIED", "bind", "end_with_stdin", "serve", "stop_while_loading"]
 
 ENGINE_DIED = 70
 """Exit code (EX_SOFTWARE): start the server again."""
@@ -54,13 +54,22 @@ def bind(host: str, port: int) -> socket.socket:
     return sock
 
 
-def stop_on_sigterm() -> None:
-    """While loading, before there are requests to finish: SIGTERM ends the process tidily."""
+def stop_while_loading() -> Callable[[], int | None]:
+    """Before there are requests to finish, SIGTERM and Ctrl-C end the process tidily.
 
-    def stop(_signal: int, _frame: object) -> None:
-        raise SystemExit(128 + signal.SIGTERM)
+    What is returned gives the exit code once one came. Ask it after loading, also after loading
+    failed: the exception that a signal raises may be swallowed, or wrapped in another, by the
+    imports of thousands of modules.
+    """
+    asked: list[int] = []
+
+    def stop(number: int, _frame: object) -> None:
+        asked.append(128 + number)
+        raise SystemExit(128 + number)
 
     signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    return lambda: asked[0] if asked else None
 
 
 def end_with_stdin() -> None:

@@ -71,6 +71,7 @@ def train(recipe: Recipe, out: Path) -> Checkpoint:
     scratch = out.with_name(f".{out.name}.trainer")
     config = trl_config(recipe, str(scratch))
     start = _start(recipe)
+    inherited = start.parent.seen_prompts() if start.parent else frozenset[str]()
     prefilled = prefilled_by(start.tokenizer, tags=recipe.tags)
     splitter = functools.partial(split, prefilled=prefilled, tags=recipe.tags)
     with writing_checkpoint(out) as folder:
@@ -109,7 +110,7 @@ def train(recipe: Recipe, out: Path) -> Checkpoint:
                 model_digest=model_digest(folder),
                 created=now(),
             ),
-            keys | (start.parent.seen_prompts() if start.parent else frozenset()),
+            keys | inherited,
         )
     shutil.rmtree(scratch, ignore_errors=True)
     return load_checkpoint(out)
