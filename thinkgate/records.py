@@ -3,6 +3,7 @@
 Owns the wording of what is wrong with a line. Knows nothing of what the fields mean.
 """
 
+import argparse
 import json
 import sys
 from collections.abc import Iterable, Iterator
@@ -12,7 +13,7 @@ from typing import Any, TextIO, cast
 
 from thinkgate.errors import DataError
 
-__all__ = ["field_of", "open_output", "read_records", "write_row"]
+__all__ = ["add_format_arguments", "field_of", "open_output", "read_records", "write_row"]
 
 
 def read_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -83,3 +84,14 @@ def open_output(path: Path | None, stack: ExitStack, source: Path | None = None)
         return stack.enter_context(path.open("w", encoding="utf-8"))
     except OSError as error:
         raise DataError(f"Cannot write {path}: {error.strerror}.") from error
+
+
+def add_format_arguments(parser: argparse.ArgumentParser) -> None:
+    """How recorded completions spell their thoughts: the options `score` and `split` share."""
+    parser.add_argument(
+        "--prefilled",
+        action="store_true",
+        help="the prompts ended inside an open <think> (Qwen3 and R1 templates do that)",
+    )
+    parser.add_argument("--open-tag", default="<think>", help="default: <think>")
+    parser.add_argument("--close-tag", default="</think>", help="default: </think>")

@@ -22,7 +22,7 @@ from thinkgate.answers import Verdict, check_many, extract
 from thinkgate.console import errors
 from thinkgate.errors import ConfigError, DataError
 from thinkgate.format import Tags, split
-from thinkgate.records import field_of, open_output, read_records, write_row
+from thinkgate.records import add_format_arguments, field_of, open_output, read_records, write_row
 
 _BATCH = 500
 
@@ -35,13 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--completion-field", default="completion", help="default: completion")
     parser.add_argument("--answer-field", default="answer", help="default: answer")
     parser.add_argument("--id-field", default="id", help="copied to the output; default: id")
-    parser.add_argument(
-        "--prefilled",
-        action="store_true",
-        help="the prompts ended inside an open <think> (Qwen3 and R1 templates do that)",
-    )
-    parser.add_argument("--open-tag", default="<think>", help="default: <think>")
-    parser.add_argument("--close-tag", default="</think>", help="default: </think>")
+    add_format_arguments(parser)
     parser.add_argument("--timeout", type=float, default=5.0, help="seconds a comparison may take")
     parser.add_argument("--tolerance", type=float, help="relative tolerance; default: exact")
     parser.add_argument("--workers", type=int, default=1, help="comparisons at a time; default: 1")

@@ -19,7 +19,7 @@ from typing import Any
 from thinkgate.console import errors
 from thinkgate.errors import DataError
 from thinkgate.format import Split, SplitStatus, Tags, split
-from thinkgate.records import field_of, open_output, read_records, write_row
+from thinkgate.records import add_format_arguments, field_of, open_output, read_records, write_row
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,13 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, nargs="?", help="JSONL file; default: stdin, as text")
     parser.add_argument("--output", type=Path, help="where the result goes; default: stdout")
     parser.add_argument("--field", default="completion", help="default: completion")
-    parser.add_argument(
-        "--prefilled",
-        action="store_true",
-        help="the prompts ended inside an open <think> (Qwen3 and R1 templates do that)",
-    )
-    parser.add_argument("--open-tag", default="<think>", help="default: <think>")
-    parser.add_argument("--close-tag", default="</think>", help="default: </think>")
+    add_format_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:

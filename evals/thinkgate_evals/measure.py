@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from thinkgate.checkpoint import Checkpoint, load_checkpoint
+from thinkgate.checkpoint import META, Checkpoint, load_checkpoint
 from thinkgate.errors import CheckpointError, DataError, EndpointError, explain_os_error
 from thinkgate.registry import Registry
 from thinkgate_evals.metrics import Summary, summarise
@@ -80,7 +80,7 @@ def find_checkpoint(target: str, registry: Path | None = None) -> Checkpoint:
 
 def records_path(checkpoint: Path, suite: str) -> Path:
     """Where the records of a checkpoint lie by default."""
-    return checkpoint / "thinkgate" / "evals" / f"{suite}.jsonl"
+    return checkpoint / META / "evals" / f"{suite}.jsonl"
 
 
 def measure_checkpoint(
