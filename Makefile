@@ -8,7 +8,7 @@ VLLM = 0.31.0
 READY = $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test lint types pytest clean
+.PHONY: help setup quickstart test test-recipes lint types pytest clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -35,6 +35,9 @@ quickstart: $(READY)  ## train, gate, promote and serve a small reasoner on this
 	@$(RUN) thinkgate quickstart $(ARGS)
 
 test: lint types pytest  ## ruff, pyright and pytest: all that needs no GPU
+
+test-recipes: $(READY)  ## every shipped recipe at toy size; each must move its metric
+	$(RUN) pytest -m recipes tests/test_recipes.py tests/test_recipes_pipelines.py $(ARGS)
 
 lint: $(READY)
 	$(RUN) ruff check .

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from thinkgate import answer_pool
-from thinkgate.answers import Verdict, check, check_many
+from thinkgate.answers import Verdict, check, check_many, second_opinion
 
 SLOW = r"\sum_{k=1}^{10^{9}} k^k"
 """math-verify would compute this sum term by term."""
@@ -112,6 +112,39 @@ def test_an_overrun_is_killed_and_a_longer_limit_is_tried_again(workers: set[int
     pair = hard_pair()
     assert check(*pair, timeout=1e-9) is Verdict.ERROR
     assert check(*pair) is Verdict.CORRECT
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "verdict"),
+    [
+        ("15", 15, Verdict.CORRECT),
+        ("The sum is 16.", "15", Verdict.WRONG),
+        (r"so it is $\boxed{\frac{1}{2}}$", "0.5", Verdict.CORRECT),
+        (r"\sqrt{8}", r"2\sqrt{2}", Verdict.CORRECT),
+        ("x+1", "1+x", Verdict.CORRECT),
+        ("(1,2)", "(1,2)", Verdict.CORRECT),
+        ("<answer>42</answer>", "#### 42", Verdict.CORRECT),
+        ("She has 1,234 clips.", "1234", Verdict.CORRECT),
+        ("x" * 5000 + " 7", "7", Verdict.CORRECT),
+        ("no idea", "15", Verdict.NO_ANSWER),
+        (" ", "15", Verdict.NO_ANSWER),
+        (None, "15", Verdict.NO_ANSWER),
+        ("15", "", Verdict.BAD_GOLD),
+        ("red", "red", Verdict.BAD_GOLD),
+        ("B", "(B)", Verdict.BAD_GOLD),
+        (SLOW, "5", Verdict.ERROR),
+    ],
+)
+def test_the_second_opinion(answer: str | None, gold: str | int, verdict: Verdict) -> None:
+    assert second_opinion(answer, gold, timeout=3) is verdict
+
+
+def test_the_second_opinion_is_not_taken_for_the_first() -> None:
+    """Both remember what a worker said of the same pair."""
+    pair = (r"\text{red}", r"\text{blue}")
+    first, second = check(*pair), second_opinion(*pair)
+    assert (first, second) == (Verdict.WRONG, Verdict.BAD_GOLD)
+    assert (check(*pair), second_opinion(*pair)) == (first, second)
 
 
 def test_a_worker_killed_while_idle_costs_nothing(workers: set[int]) -> None:

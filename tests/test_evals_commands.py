@@ -29,6 +29,7 @@ from thinkgate.problems import prompt_key
 from thinkgate.registry import Registry
 from thinkgate_clients.local import LocalServer
 from thinkgate_evals.policy import load_policy
+from thinkgate_evals.power import UNKNOWN, detectable
 from thinkgate_evals.records import read_records
 from thinkgate_evals.suites import load_suite
 
@@ -121,6 +122,46 @@ def test_eval_of_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert len(read_records(tmp_path / "runs/evals/org-big/mine.jsonl")) == 2
 
 
+def test_the_plan_is_said_before_the_first_sample(
+    servers: Servers, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weak, strong = checkpoint(tmp_path / "weak"), checkpoint(tmp_path / "strong")
+    answer = servers.script
+
+    def script(name: str, body: dict[str, Any]) -> Says | Fails:
+        shown.append(capsys.readouterr().out)
+        return answer(name, body)
+
+    shown: list[str] = []
+    servers.script = script
+    assert main(["eval", str(weak), "--suite", "arithmetic", "--limit", "40"]) == 0
+    effect = f"{100 * detectable(40, 1, UNKNOWN):.1f} points"
+    assert f"40 problems with 1 answer each find a difference from {effect}" in shown[0]
+    shown.clear()
+    assert gate(strong, "--policy", "quickstart", "--against", weak, "--limit", "15") == 3
+    # The incumbent's 40 recorded answers, all right, say how easy the problems are.
+    assert "superiority by 8 points takes" in shown[0] and "planned are too few" in shown[0]
+    assert "supposing" not in shown[0]
+
+
+def test_an_endpoint_that_ignores_seeds_is_warned_about(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = tmp_path / "mine.jsonl"
+    data.write_text('{"prompt": "1+1", "gold": "2"}\n')
+    command = ["--suite", f"jsonl:{data}", "--samples", "4", "--fresh"]
+    with ScriptedEndpoint(lambda _: Says("2", "one, one")) as endpoint:
+        assert main(["eval", endpoint.base_url, *command]) == 0
+        warning = capsys.readouterr().err
+        assert "ignores seeds" in warning and "4 samples are worth 1" in warning
+        assert main(["eval", endpoint.base_url, *command, "--set", "sampling.temperature=0"]) == 0
+        assert capsys.readouterr().err == ""
+        endpoint.script = lambda body: Says("2", f"{body['seed']}")
+        assert main(["eval", endpoint.base_url, *command]) == 0
+        assert capsys.readouterr().err == ""
+
+
 def test_eval_of_several_suites_starts_one_server(servers: Servers, tmp_path: Path) -> None:
     weak = checkpoint(tmp_path / "weak")
     data = tmp_path / "mine.jsonl"
@@ -131,7 +172,8 @@ def test_eval_of_several_suites_starts_one_server(servers: Servers, tmp_path: Pa
     assert servers.started == ["weak"]
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert set(report["suites"]) == {"arithmetic", "mine"}
-    assert "Other suites" in (tmp_path / "out" / "report.html").read_text()
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count("<section") == 2 and 'href="#suite-2"' in page
 
 
 def gate(*arguments: str | Path) -> int:
@@ -241,6 +283,12 @@ def test_the_commands_of_the_readme_run(
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "gsm8k_test.jsonl").write_text('{"question": "?", "answer": "#### 1"}\n')
     (tmp_path / "mine.jsonl").write_text('{"prompt": "1+1", "gold": "2"}\n')
+    (tmp_path / "train.jsonl").write_text('{"prompt": "Nothing of the kind."}\n')
+    records = [{"problem_id": n, "correct": True} for n in range(2000)]
+    for name in ("new", "old"):
+        (tmp_path / f"{name}.jsonl").write_text("".join(f"{json.dumps(r)}\n" for r in records))
+    rule = "{rule: non_inferiority, suite: sums, margin: 0.01}"
+    (tmp_path / "mine.yaml").write_text(f"name: mine\nrules: [{rule}]\n")
     monkeypatch.setenv("MY_KEY", "key")
     answer = servers.script
 
@@ -249,7 +297,7 @@ def test_the_commands_of_the_readme_run(
 
     servers.script = script
     commands = "".join(readme("sh")).splitlines()
-    assert len(commands) == 5
+    assert len(commands) == 8
     with ScriptedEndpoint(lambda _: Says("2"), models=({"id": "big"},)) as endpoint:
         for command in commands:
             words = shlex.split(command.replace("http://127.0.0.1:8000/v1", endpoint.base_url))
@@ -259,7 +307,7 @@ def test_the_commands_of_the_readme_run(
 def test_the_policy_of_the_readme_is_one(tmp_path: Path) -> None:
     [text] = readme("yaml")
     (tmp_path / "mine.yaml").write_text(text)
-    assert len({rule.rule for rule in load_policy(str(tmp_path / "mine.yaml")).rules}) == 7
+    assert len({rule.rule for rule in load_policy(str(tmp_path / "mine.yaml")).rules}) == 8
 
 
 MISTAKES: dict[str, tuple[list[str], str]] = {

@@ -202,6 +202,19 @@ def test_nothing_measured_is_inconclusive() -> None:
     assert {r.verdict for r in decision.rules} == {INCONCLUSIVE}
 
 
+def test_copies_instead_of_samples_settle_nothing() -> None:
+    rules = [{"rule": "duplicate_rate", "at_most": 0.5}]
+    copies = records(50, 100, samples=4)
+    fresh = [r.model_copy(update={"reasoning": f"thought {r.repeat}"}) for r in copies]
+    assert gate(rules, fresh).verdict is PASS
+    decision = gate(rules, copies)
+    assert decision.verdict is INCONCLUSIVE and "ignore seeds" in first(decision).why
+    assert first(gate(rules, records(50, 100))).verdict is INCONCLUSIVE
+    # The incumbent counts where it is compared with.
+    both = [*rules, {"rule": "non_inferiority", "margin": 0.2}]
+    assert first(gate(both, fresh, copies)).verdict is INCONCLUSIVE
+
+
 def test_contamination_is_counted_over_all_problems() -> None:
     rules = [{"rule": "contamination"}]
     seen = frozenset(prompt_key(problem.prompt.upper()) for problem in SUITE.problems[:3])

@@ -9,13 +9,17 @@ from typing import Any
 import pytest
 
 from thinkgate.answers import Verdict
+from thinkgate.charts import Curve, draw_curve
 from thinkgate.checkpoint import Decision, GateVerdict, RuleResult
 from thinkgate.errors import DataError
 from thinkgate.format import SplitStatus
-from thinkgate_evals.charts import Curve, draw_curve
-from thinkgate_evals.measure import records_path
+from thinkgate_evals.comparison import compare
+from thinkgate_evals.figures import bins_by_length, draw_lengths, draw_problems
+from thinkgate_evals.metrics import summarise
 from thinkgate_evals.records import Record
-from thinkgate_evals.report import asked_text, estimate_text, write_report
+from thinkgate_evals.report import write_report
+from thinkgate_evals.results import Result, Results, Run
+from thinkgate_evals.wording import asked_text, estimate_text
 
 EVIL = '"><img src=x onerror=alert(1)></pre></script><script>alert(2)</script><!-- {{ 7*7 }} \x00'
 
@@ -39,32 +43,30 @@ class Elements(HTMLParser):
         return [attributes for name, attributes in self.found if name == tag]
 
 
-def folder(
-    path: Path, verdicts: list[Verdict], words: str = "fine", metrics: str | None = None
-) -> Path:
-    file = records_path(path, "sums")
-    file.parent.mkdir(parents=True)
-    lines: list[str] = []
+def model(name: str, verdicts: list[Verdict], words: str = "fine", **more: Any) -> Run:
+    """A run whose samples got these verdicts."""
+    records: list[Record] = []
     for number, verdict in enumerate(verdicts):
         failed = verdict is Verdict.ERROR
-        record = Record(
-            problem_id=str(number),
-            repeat=0,
-            seed=0,
-            prompt=f"problem {number} {words}",
-            prompt_hash="",
-            gold=words,
-            verdict=verdict,
-            reasoning=None if failed else words,
-            answer=None if failed or verdict is Verdict.NO_ANSWER else words,
-            status=None if failed else SplitStatus.CLOSED,
-            error=words if failed else None,
-        )
-        lines.append(record.model_dump_json() + "\n")
-    file.write_text("".join(lines))
-    if metrics is not None:
-        (path / "thinkgate" / "metrics.jsonl").write_text(metrics)
-    return path
+        fields: dict[str, Any] = {
+            "problem_id": str(number),
+            "prompt": f"problem {number} {words}",
+            "gold": words,
+            "verdict": verdict,
+            "reasoning": None if failed else words,
+            "answer": None if failed or verdict is Verdict.NO_ANSWER else words,
+            "status": None if failed else SplitStatus.CLOSED,
+            "error": words if failed else None,
+        }
+        records.append(Record.model_validate(fields | more))
+    return Run(name, "m" * 64, records, summarise(records), Path("x.jsonl"), None)
+
+
+def written(path: Path, candidate: Run, base: Run | None = None, **more: Any) -> str:
+    """The text of the page about one suite."""
+    results = Results(suites=[Result("sums", candidate, base)], **more)
+    write_report(path / "report.html", results)
+    return (path / "report.html").read_text()
 
 
 def decision(**changes: Any) -> Decision:
@@ -97,27 +99,23 @@ RIGHT, WRONG, NONE, ERROR = Verdict.CORRECT, Verdict.WRONG, Verdict.NO_ANSWER, V
 
 
 def test_hostile_text_stays_text(tmp_path: Path) -> None:
-    base = folder(tmp_path / f"base <b>{'x'}", [WRONG, WRONG, RIGHT, ERROR], EVIL)
-    candidate = folder(tmp_path / "cand", [RIGHT, WRONG, NONE, ERROR], EVIL)
-    out = tmp_path / "report.html"
-    write_report(
-        out,
-        candidate=candidate,
-        base=base,
+    evil = {"problem_id": EVIL, "prompt": EVIL}
+    base = model(f"base {EVIL}", [WRONG, WRONG, RIGHT, ERROR], EVIL, **evil)
+    candidate = model(EVIL, [RIGHT, WRONG, NONE, ERROR], EVIL, **evil)
+    results = Results(
+        suites=[Result(EVIL, candidate, base), Result(f"{EVIL}2", candidate)],
         decision=decision(),
-        suite_name="sums",
-        extra={EVIL: EVIL},
+        facts={EVIL: EVIL},
     )
-    page = Elements(out.read_text())
+    write_report(tmp_path / "report.html", results)
+    page = Elements((tmp_path / "report.html").read_text())
     assert page.all("img") == [] and len(page.all("script")) == 1
     assert not [a for _, attributes in page.found for a in attributes if a.startswith("on")]
     assert "alert(2)" in page.text and "{{ 7*7 }}" in page.text
 
 
 def test_nothing_is_fetched_and_only_our_script_may_run(tmp_path: Path) -> None:
-    out = tmp_path / "report.html"
-    write_report(out, candidate=folder(tmp_path / "c", [RIGHT]), suite_name="sums")
-    text = out.read_text()
+    text = written(tmp_path, model("c", [RIGHT]))
     page = Elements(text)
     assert not [a for _, attributes in page.found for a in attributes if a in ("src", "href")]
     assert not re.search(r"https?://|@import|url\(", text)
@@ -127,11 +125,9 @@ def test_nothing_is_fetched_and_only_our_script_may_run(tmp_path: Path) -> None:
 
 
 def test_changed_verdicts_come_first_side_by_side(tmp_path: Path) -> None:
-    base = folder(tmp_path / "base", [RIGHT, WRONG, RIGHT, WRONG, RIGHT])
-    candidate = folder(tmp_path / "cand", [RIGHT, RIGHT, WRONG, WRONG, ERROR])
-    out = tmp_path / "report.html"
-    write_report(out, candidate=candidate, base=base, suite_name="sums")
-    page = Elements(out.read_text())
+    base = model("base", [RIGHT, WRONG, RIGHT, WRONG, RIGHT])
+    candidate = model("cand", [RIGHT, RIGHT, WRONG, WRONG, ERROR])
+    page = Elements(written(tmp_path, candidate, base))
     groups = [a["data-group"] for a in page.all("article")]
     assert groups == ["wrong → correct", "correct → wrong", "correct", "wrong", "error"]
     buttons = [a["data-show"] for a in page.all("button")]
@@ -139,14 +135,59 @@ def test_changed_verdicts_come_first_side_by_side(tmp_path: Path) -> None:
     assert page.text.index("problem 1 fine") < page.text.index("problem 2 fine")
 
 
+def test_filters_say_how_many_there_are_and_traces_know_their_problem(tmp_path: Path) -> None:
+    page = Elements(written(tmp_path, model("c", [RIGHT] * 30 + [WRONG] * 7)))
+    assert re.search(r"correct\s+30", page.text) and re.search(r"wrong\s+7", page.text)
+    ids = [a["data-id"] for a in page.all("article")]
+    assert ids[0] == "0" and ids[-1] == "36" and len(ids) < 30
+
+
 def test_many_traces_are_cut_to_a_few_of_each_kind_and_long_ones_shortened(tmp_path: Path) -> None:
-    candidate = folder(tmp_path / "cand", [RIGHT] * 200 + [WRONG] * 200, "long " * 5000)
-    out = tmp_path / "report.html"
-    write_report(out, candidate=candidate, suite_name="sums")
-    page = Elements(out.read_text())
+    text = written(tmp_path, model("cand", [RIGHT] * 200 + [WRONG] * 200, "long " * 5000))
+    page = Elements(text)
     assert 2 <= len(page.all("article")) <= 40
     assert "more characters in the records" in page.text
-    assert out.stat().st_size < 1_000_000
+    assert len(text) < 1_000_000
+
+
+def test_every_problem_is_a_square_that_says_how_it_went(tmp_path: Path) -> None:
+    base = model("base", [RIGHT, WRONG, RIGHT, WRONG])
+    candidate = model("cand", [RIGHT, RIGHT, WRONG, WRONG])
+    text = written(tmp_path, candidate, base)
+    squares = Elements(text).all("rect")
+    assert [(s["class"], s["data-problem"]) for s in squares] == [
+        ("won", "1"),
+        ("lost", "2"),
+        ("right", "0"),
+        ("wrong", "3"),
+    ]
+    assert "problem 1: base 0 of 1 right, candidate 1 of 1" in text
+    drawn = draw_problems(compare(candidate.records, base.records))
+    assert "1 both right, 1 only the candidate, 1 only the base, 1 neither" in drawn
+
+
+def test_accuracy_is_drawn_against_length_where_lengths_are_known(tmp_path: Path) -> None:
+    records = [
+        record.model_copy(update={"reasoning_tokens": 5 + index})
+        for index, record in enumerate(model("c", [RIGHT] * 40 + [WRONG] * 40).records)
+    ]
+    bins = bins_by_length(records)
+    assert sum(b.samples for b in bins) == 80 and len(bins) == 4
+    assert [b.accuracy.estimate for b in bins] == [1.0, 1.0, 0.0, 0.0]
+    drawn = draw_lengths([("old", records), ("new", records)])
+    assert drawn is not None and drawn.count("<circle") == 8
+    assert "new: 100% at 5 to 24, 0% at 65 to 84 tokens" in drawn
+    assert draw_lengths([("c", model("c", [RIGHT] * 80).records)]) is None
+
+
+def test_equal_lengths_stay_together_and_few_samples_make_no_bins() -> None:
+    same = [
+        record.model_copy(update={"reasoning_tokens": 0 if index < 60 else 9})
+        for index, record in enumerate(model("c", [RIGHT] * 100).records)
+    ]
+    assert [(b.low, b.high, b.samples) for b in bins_by_length(same)] == [(0, 0, 60), (9, 9, 40)]
+    assert [b.samples for b in bins_by_length(same[:60])] == [60]
+    assert bins_by_length(same[:30]) == []
 
 
 def test_curves_are_drawn_from_what_the_log_has(tmp_path: Path) -> None:
@@ -155,10 +196,10 @@ def test_curves_are_drawn_from_what_the_log_has(tmp_path: Path) -> None:
     rows[4] |= {"thinking_tokens": float("nan")}
     rows[5] |= {"thinking_tokens": 12}
     rows.append({"train_runtime": 3.0})
-    metrics = "".join(json.dumps(row) + "\n" for row in rows)
-    out = tmp_path / "report.html"
-    write_report(out, candidate=folder(tmp_path / "c", [RIGHT], metrics=metrics), suite_name="sums")
-    labels = [a["aria-label"] for tag, a in Elements(out.read_text()).found if tag == "svg"]
+    log = tmp_path / "metrics.jsonl"
+    log.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = written(tmp_path, model("c", [RIGHT]), training_log=log)
+    labels = [a["aria-label"] for tag, a in Elements(text).found if tag == "svg"]
     assert labels == [
         "Mean reward, step 1 to 8: from 0.1 to 0.8",
         "Mean thinking length in tokens, step 4 to 6: from 9 to 12",
@@ -179,21 +220,22 @@ def test_a_curve_stays_inside_its_frame(values: list[float]) -> None:
 
 
 def test_nothing_gradable_is_said_and_not_drawn_as_zero(tmp_path: Path) -> None:
-    out = tmp_path / "report.html"
-    write_report(out, candidate=folder(tmp_path / "c", [ERROR, ERROR]), suite_name="sums")
-    text = Elements(out.read_text()).text
+    text = Elements(written(tmp_path, model("c", [ERROR, ERROR]))).text
     assert "No sample could be graded" in text and "0.0% (" not in text.split("Could not")[0]
 
 
 def test_a_torn_training_log_is_one_sentence(tmp_path: Path) -> None:
-    candidate = folder(tmp_path / "c", [RIGHT], metrics='{"step": 1}\n{"step"')
+    log = tmp_path / "metrics.jsonl"
+    log.write_text('{"step": 1}\n{"step"')
     with pytest.raises(DataError, match=r"metrics\.jsonl line 2"):
-        write_report(tmp_path / "r.html", candidate=candidate, suite_name="sums")
+        written(tmp_path, model("c", [RIGHT]), training_log=log)
 
 
-def test_without_records_there_is_no_report(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"sums\.jsonl: no such file"):
-        write_report(tmp_path / "r.html", candidate=tmp_path, suite_name="sums")
+def test_records_without_texts_make_a_page_without_traces(tmp_path: Path) -> None:
+    bare = [Record(problem_id=str(n), verdict=RIGHT if n else WRONG) for n in range(9)]
+    run = Run("bare", "records:0", bare, summarise(bare), Path("x.jsonl"), None)
+    page = Elements(written(tmp_path, run))
+    assert page.all("article") == [] and "88.9%" in page.text
 
 
 @pytest.mark.parametrize(

@@ -129,6 +129,7 @@ def test_what_is_not_an_answer_is_told_apart(suite: LoadedSuite, tmp_path: Path)
         "format_rate": 0.5,
         "truncation_rate": 0.25,
         "step_share": 0.75,
+        "reflection_rate": 0.0,
         "error_rate": 0.0,
     }
 

@@ -7,6 +7,7 @@ from scipy import stats as scipy_stats
 from thinkgate_evals.policy import NonInferiority, load_policy
 from thinkgate_evals.stats import (
     Interval,
+    clustered_bootstrap,
     holm_levels,
     mcnemar,
     paired_difference,
@@ -90,6 +91,48 @@ def test_equal_models_seldom_look_better(changed: float, problems: int) -> None:
     rows = paired_runs(changed / 2, changed / 2, problems)
     better = sum(paired_difference(row).low > 0 for row in rows)  # type: ignore[union-attr]
     assert better / RUNS <= 0.03
+
+
+def answered(problems: int, samples: int, kind: str) -> tuple[Counts, float]:
+    """Differences of two models with several answers each, and their true mean."""
+    draw = np.random.default_rng(7)
+    size = (RUNS, problems)
+    ability = draw.beta(0.3, 0.3, size) if kind == "extreme" else draw.random(size)
+    other = ability
+    if kind == "gain":
+        other = np.clip(ability - 0.1, 0, 1)
+    if kind == "flips":  # one problem in thirty is solved that never was
+        flipped = draw.random(size) < 1 / 30
+        ability, other = np.where(flipped, 1.0, ability), np.where(flipped, 0.0, ability)
+    truth = {"gain": 0.095, "flips": 1 / 30}.get(kind, 0.0)
+    hits = (draw.binomial(samples, p) / samples for p in (ability, other))
+    return next(hits) - next(hits), truth
+
+
+@pytest.mark.parametrize(("problems", "samples"), [(30, 16), (40, 8), (200, 4)])
+@pytest.mark.parametrize("kind", ["uniform", "extreme", "gain", "flips"])
+def test_paired_difference_covers_with_several_samples(
+    problems: int, samples: int, kind: str
+) -> None:
+    """On few problems it covers more than it must: extremes among them may be unseen."""
+    rows, truth = answered(problems, samples, kind)
+    intervals = [paired_difference(row) for row in rows]
+    found = sum(i.low <= truth <= i.high for i in intervals if i)
+    assert 0.94 <= found / RUNS <= (0.98 if problems > 100 else 1.0)
+    width = np.mean([i.high - i.low for i in intervals if i])
+    assert width < 0.75 * 0.21 or kind == "flips"
+
+
+@pytest.mark.parametrize(("changed", "problems"), [(0.4, 100), (0.1, 500), (0.02, 1000)])
+def test_equal_models_seldom_look_different(changed: float, problems: int) -> None:
+    """Two-sided, by each of the tests there are."""
+    rows = paired_runs(changed / 2, changed / 2, problems)
+    p_values = [paired_p_value(row) for row in rows]
+    assert sum(min(p, 1 - p) <= 0.025 for p in p_values) / RUNS <= 0.055
+    exact = [mcnemar(int((row > 0).sum()), int((row < 0).sum())) for row in rows]
+    assert sum(p <= 0.05 for p in exact) / RUNS <= 0.055
+    drawn = [clustered_bootstrap(row.tolist(), 400) for row in rows[:500]]
+    assert sum(p <= 0.05 for p in drawn) / 500 <= 0.075
 
 
 def test_equal_models_with_several_samples_seldom_look_better() -> None:

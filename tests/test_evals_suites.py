@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from thinkgate.answers import Verdict, check_many
 from thinkgate.errors import ConfigError, DataError
 from thinkgate_evals.suites import LoadedSuite, changed_keys, load_suite
 
@@ -20,6 +21,7 @@ ROWS = {
     "aime25": ("aime25.jsonl", {"id": "I-1", "problem": "P", "answer": "70"}),
     "amc23": ("amc23.jsonl", {"id": 0, "question": "P", "answer": 27.0}),
 }
+DRAWN = {"arithmetic": 1000, "symbolic-word": 520, "countdown": 500}
 SUITE = """\
 name: mine
 data: {source: jsonl, path: PATH}
@@ -37,7 +39,7 @@ def written(folder: Path, text: str = SUITE, rows: str = '{"prompt": "1+1", "gol
 
 def test_every_shipped_suite_is_tested_here() -> None:
     shipped = {file.stem for file in (ROOT / "evals" / "suites").glob("*.yaml")}
-    assert shipped == {*ROWS, "arithmetic"}
+    assert shipped == {*ROWS, *DRAWN}
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -57,11 +59,34 @@ def test_a_benchmark_without_its_file_is_one_sentence(tmp_path: Path) -> None:
         load_suite("gsm8k", data_dir=tmp_path)
 
 
-def test_arithmetic_is_the_same_everywhere() -> None:
-    loaded = load_suite("arithmetic")
-    assert len(loaded.problems) == 1000
-    assert load_suite("arithmetic").fingerprint == loaded.fingerprint
-    assert [len(loaded.planned(limit)) for limit in (None, 7, 5000)] == [1000, 7, 1000]
+@pytest.mark.parametrize("name", DRAWN)
+def test_drawn_suites_are_the_same_everywhere(name: str) -> None:
+    loaded, count = load_suite(name), DRAWN[name]
+    assert loaded.name == name and len(loaded.problems) == count
+    assert load_suite(name).fingerprint == loaded.fingerprint
+    assert [len(loaded.planned(limit)) for limit in (None, 7, 5000)] == [count, 7, count]
+
+
+def test_arithmetic_is_what_it_was() -> None:
+    """Decisions name this fingerprint; drawing the problems otherwise would void them silently."""
+    assert load_suite("arithmetic").fingerprint.startswith("fb8ab4b61142")
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_drawn_suites_score_their_own_answers(name: str) -> None:
+    problems = load_suite(name).problems
+    golds = [(rf"It is \boxed{{{p.answer or p.gold}}}.", p.gold) for p in problems]
+    assert set(check_many(golds)) == {Verdict.CORRECT}
+    others = [(answer, problems[n - 1].gold) for n, (answer, _) in enumerate(golds)]
+    right = check_many(others).count(Verdict.CORRECT)
+    assert right < len(problems) / 10  # small numbers coincide
+
+
+def test_distractors_are_another_suite_over_the_same_problems() -> None:
+    plain = load_suite("symbolic-word")
+    noisy = load_suite("symbolic-word", overrides=["data.distractors=true"])
+    assert changed_keys(plain.identity(), noisy.identity()) == ["data.distractors", "problems"]
+    assert [p.id for p in plain.problems] == [p.id for p in noisy.problems]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,9 @@ from fake_checkpoint import make_checkpoint
 from thinkgate.cli import main
 from thinkgate.config import apply_overrides, parse, read_yaml
 from thinkgate.errors import ConfigError
-from thinkgate_train.recipe import Recipe, trl_config
+from thinkgate_train.pipeline import load_stages
+from thinkgate_train.recipe import Recipe
+from thinkgate_train.trl_options import trl_config
 
 RECIPES = sorted((Path(__file__).parent.parent / "train" / "recipes").glob("*.yaml"))
 
@@ -19,14 +21,30 @@ def recipe(name: str, *overrides: str) -> Recipe:
     return parse(Recipe, apply_overrides(read_yaml(path), overrides), path)
 
 
+@pytest.mark.parametrize("toy", [False, True])
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
-def test_shipped_recipes_build_their_trl_config(path: Path, tmp_path: Path) -> None:
-    loaded = parse(Recipe, read_yaml(path), path)
-    config: Any = trl_config(loaded, str(tmp_path))
-    assert loaded.name == path.stem
-    for key, value in loaded.trl.items():
-        assert getattr(config, key) == value
-    assert config.seed == loaded.seed
+def test_shipped_recipes_build_their_trl_config(path: Path, toy: bool, tmp_path: Path) -> None:
+    for stage in load_stages(path.stem, tmp_path, toy=toy):
+        loaded = stage.recipe
+        if loaded.method == "sample":
+            continue
+        config: Any = trl_config(loaded, str(tmp_path))
+        for key, value in loaded.trl.items():
+            assert getattr(config, key) == value
+        assert config.seed == loaded.seed
+
+
+def test_keys_of_older_tutorials_are_moved_where_their_meaning_lives_now() -> None:
+    old = recipe(
+        "quickstart-grpo",
+        "trl.max_prompt_length=512",
+        "trl.warmup_ratio=0.1",
+        "trl.evaluation_strategy=steps",
+    )
+    assert old.prepare.max_prompt_length == 512
+    assert old.trl["warmup_steps"] == 0.1
+    assert old.trl["eval_strategy"] == "steps"
+    assert not {"max_prompt_length", "warmup_ratio", "evaluation_strategy"} & old.trl.keys()
 
 
 @pytest.mark.parametrize(
@@ -38,12 +56,12 @@ def test_shipped_recipes_build_their_trl_config(path: Path, tmp_path: Path) -> N
             "trl.learning_rat=1",
             "'trl.learning_rat'; did you mean 'learning_rate'?",
         ),
-        ("quickstart-grpo", "trl.max_prompt_length=9", "put it in 'data'"),
-        ("quickstart-grpo", "trl.warmup_ratio=0.1", "use warmup_steps"),
+        ("quickstart-grpo", "trl.output_dir=x", "use --out"),
+        ("quickstart-grpo", "trl.reward_weights=[1]", "give each of the 'rewards' its weight"),
         ("quickstart-grpo", "trl.seed=3", "set 'seed' at the top"),
         ("quickstart-grpo", "trl.num_generations=1", "num_generations is 1; use"),
         ("quickstart-grpo", "trl.auto_find_batch_size=true", "trl: auto_find_batch_size is not"),
-        ("quickstart-sft", "model.path=x", "exactly one of 'path' and 'scratch'"),
+        ("quickstart-sft", "model.path=x", "exactly one of 'path', 'scratch' and 'recipe'"),
         ("quickstart-grpo", "rewards=[{name: corectness}]", "did you mean 'correctness'?"),
         ("quickstart-grpo", "rewards=[]", "method 'grpo' needs 'rewards'"),
         ("quickstart-grpo", "prompt.template=hello", "needs {prompt}"),

@@ -32,6 +32,9 @@ _UNIT_LETTER = re.compile(r"(?<=[0-9})])\s+[mgshlLJNWVKCA]$")
 _ALL_REALS = re.compile(
     r"(?:x\s*\\in\s*)?\\mathbb\s*\{?R\}?|all real (?:numbers|x|values).*|all reals"
 )
+_FORMULA = re.compile(r"[\\^_+*=]|[(\[].*,")
+_ANSWER_TAGS = re.compile(r"</?answer>")
+_PROSE_OR_DELIMITER = re.compile(r"\$|\\boxed|\\[(\[]|#|\n|(?<![\\A-Za-z])[A-Za-z]{2}")
 _IGNORED_WORDS = frozenset({"units", "unit", "degrees", "degree", "radians"})
 
 
@@ -48,6 +51,18 @@ class Judge:
             return self._compare(gold, answer, tolerance)
         except (algebra.TooLarge, latex.Refused):
             return "error"
+
+    def second_opinion(self, gold: str, answer: str) -> str:
+        """What math-verify alone says of two whole texts: it also picks the claim out of them."""
+        library = self._load_math_verify()
+        golds = library.parse(_delimited(gold), parsing_timeout=None)
+        if not golds:
+            return "bad_gold"
+        bare = _ANSWER_TAGS.sub(" ", answer).strip()
+        answers = library.parse(_delimited(bare), parsing_timeout=None)
+        if not answers:
+            return "no_answer"
+        return "correct" if library.verify(golds, answers, timeout_seconds=None) else "wrong"
 
     def _compare(self, gold: str, answer: str, tolerance: float | None) -> str:
         # A dollar sign left here is a price's or a formula's broken in two: no part of the value.
@@ -91,6 +106,12 @@ class Judge:
             self._math_verify = math_verify
             self._on_load("loaded")
         return self._math_verify
+
+
+def _delimited(text: str) -> str:
+    """A bare formula between dollar signs, where math-verify looks for formulas; else `text`."""
+    bare = _FORMULA.search(text) and not _PROSE_OR_DELIMITER.search(text)
+    return f"${text}$" if bare else text
 
 
 def _parse_with(library: Any, text: str) -> list[Any]:

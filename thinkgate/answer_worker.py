@@ -91,6 +91,8 @@ def _die_with_the_pipe(requests: int, wanted: bool) -> None:
 
 def _compare(judge: Any, job: dict[str, Any]) -> dict[str, Any]:
     try:
+        if job.get("alone"):
+            return {"verdict": judge.second_opinion(job["gold"], job["answer"])}
         return {"verdict": judge.compare(job["gold"], job["answer"], job["tolerance"])}
     except ImportError as error:
         return {"missing": f"math-verify cannot be imported ({error}); pip install thinkgate"}

@@ -17,6 +17,7 @@ from functools import lru_cache
 from thinkgate import quantities
 from thinkgate.answer_pool import shared_pool
 from thinkgate.answer_text import Extracted, How, extract, tidy
+from thinkgate.countdown import Puzzle
 from thinkgate.latex_tokens import CONSTANTS, FUNCTIONS, GREEK
 from thinkgate.quantities import Quantity
 
@@ -28,6 +29,7 @@ __all__ = [
     "check_many",
     "equivalent",
     "extract",
+    "second_opinion",
 ]
 
 MAX_EXPRESSION = 4000
@@ -60,6 +62,7 @@ class _Gold:
     choice: str | None
     clock: re.Match[str] | None
     integer: int | None = None
+    puzzle: Puzzle | None = None
 
 
 def check(
@@ -126,6 +129,20 @@ def equivalent(a: str, b: str) -> bool:
     return False
 
 
+def second_opinion(answer: str | None, gold: str | int | float, *, timeout: float = 5.0) -> Verdict:
+    """Grade with math-verify alone, which shares no code with `check` but the killable processes.
+
+    For looking at a run whose reward is `check`: where the two part, the reward is being gamed.
+    BAD_GOLD is also a gold math-verify cannot read, such as a word. Of a long text the end is read.
+    """
+    reference = str(gold).strip()[-MAX_EXPRESSION:]
+    if not reference:
+        return Verdict.BAD_GOLD
+    if answer is None or not answer.strip():
+        return Verdict.NO_ANSWER
+    return _ask_pool((answer.strip()[-MAX_EXPRESSION:], reference), None, timeout, alone=True)
+
+
 @lru_cache(maxsize=4096, typed=True)
 def _read_gold(gold: str | int | float) -> _Gold | None:
     if isinstance(gold, float):
@@ -139,6 +156,7 @@ def _read_gold(gold: str | int | float) -> _Gold | None:
     if "\\boxed" in text or "####" in text or "<answer>" in text:
         found = extract(text)
         text = found.text if found else ""
+    puzzle = Puzzle.read(text)
     text = tidy(text)
     if not text or len(text) > MAX_EXPRESSION:
         return None
@@ -149,6 +167,7 @@ def _read_gold(gold: str | int | float) -> _Gold | None:
         words=_words(text) if _is_worded(text) else None,
         choice=_choice(text),
         clock=_clock(text),
+        puzzle=puzzle,
     )
 
 
@@ -170,6 +189,9 @@ def _quick(answer: str | None, gold: str | int | float, tolerance: float | None)
         and _INTEGER.fullmatch(answer)
     ):
         return _verdict(int(answer) == reference.integer)
+    if reference.puzzle is not None:
+        solved = reference.puzzle.solved_by(answer)
+        return Verdict.NO_ANSWER if solved is None else _verdict(solved)
     found = extract(answer)
     return Verdict.NO_ANSWER if found is None else _compare(found.text, reference, tolerance)
 
@@ -204,20 +226,22 @@ class _Unsettled(Exception):
     """No verdict this time; raised so that `lru_cache` forgets it and a longer limit may help."""
 
 
-def _ask_pool(pair: _Pair, tolerance: float | None, timeout: float) -> Verdict:
+def _ask_pool(
+    pair: _Pair, tolerance: float | None, timeout: float, *, alone: bool = False
+) -> Verdict:
     if not timeout > 0:
         raise ValueError(f"timeout must be a positive number of seconds, not {timeout}")
     try:
-        return _settle(pair, tolerance, timeout)
+        return _settle(pair, tolerance, timeout, alone)
     except _Unsettled:
         return Verdict.ERROR
 
 
 @lru_cache(maxsize=2048)
-def _settle(pair: _Pair, tolerance: float | None, timeout: float) -> Verdict:
+def _settle(pair: _Pair, tolerance: float | None, timeout: float, alone: bool) -> Verdict:
     """Remembered, because the answers of one GRPO group repeat each other."""
     answer, gold = pair
-    job = {"answer": answer, "gold": gold, "tolerance": tolerance, "limit": timeout}
+    job = {"answer": answer, "gold": gold, "tolerance": tolerance, "limit": timeout, "alone": alone}
     word = shared_pool().compare(job, timeout)
     if word is None or word == Verdict.ERROR:
         raise _Unsettled

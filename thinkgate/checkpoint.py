@@ -34,6 +34,9 @@ __all__ = [
     "DataFingerprint",
     "Decision",
     "GateVerdict",
+    "HealthFinding",
+    "HealthRecord",
+    "HealthVerdict",
     "Manifest",
     "RuleResult",
     "TemplateFingerprint",
@@ -89,6 +92,32 @@ class TemplateFingerprint(Config):
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
 
+class HealthVerdict(StrEnum):
+    """How training went. STOPPED: it was ended by a finding that made going on pointless."""
+
+    HEALTHY = "healthy"
+    WARNED = "warned"
+    STOPPED = "stopped"
+
+
+class HealthFinding(Config):
+    """One symptom seen while training."""
+
+    symptom: str
+    step: int
+    stop: bool
+    """Whether `health: strict` ends the run for it."""
+    why: str
+    """What was seen, what it usually means and what to change."""
+
+
+class HealthRecord(Config):
+    """What the health watch saw of a run."""
+
+    verdict: HealthVerdict
+    findings: tuple[HealthFinding, ...] = ()
+
+
 class Manifest(Config):
     """Where a checkpoint came from. Frozen; the file is written last."""
 
@@ -108,6 +137,8 @@ class Manifest(Config):
     parent: str | None = None
     """`model_digest` of the checkpoint this one was trained from."""
     metrics: dict[str, float] = Field(default_factory=dict)
+    health: HealthRecord | None = None
+    """None where nothing was watched, and in manifests older than this field."""
     model_digest: str
     created: str
 

@@ -20,6 +20,11 @@ COMMANDS = {
     "quickstart": ("thinkgate.quickstart", "train, gate, promote and serve a small reasoner here"),
     "train": ("thinkgate_train.command", "run a training recipe"),
     "eval": ("thinkgate_evals.eval_command", "measure a checkpoint, alias or endpoint"),
+    "eval compare": ("thinkgate_evals.compare_command", "compare two measurements, paired"),
+    "eval contamination": (
+        "thinkgate_evals.contamination_command",
+        "search training data for benchmark problems",
+    ),
     "gate": ("thinkgate_evals.gate_command", "decide PASS, FAIL or INCONCLUSIVE for a checkpoint"),
     "promote": ("thinkgate.promote_command", "point an alias at a checkpoint that passed"),
     "rollback": ("thinkgate.rollback_command", "point an alias at what it pointed at before"),
@@ -80,7 +85,8 @@ def run_command(arguments: Sequence[str]) -> int:
     if arguments[0] in ("-V", "--version"):
         print(f"thinkgate {__version__}")
         return 0
-    name, *rest = arguments
+    words = 2 if " ".join(arguments[:2]) in COMMANDS else 1
+    name, rest = " ".join(arguments[:words]), arguments[words:]
     if name not in COMMANDS:
         raise ThinkgateError(f"unknown command '{name}'; {nearest(name, COMMANDS)}")
     module_name, summary = COMMANDS[name]
@@ -113,6 +119,6 @@ def _overview() -> str:
         "",
         "usage: thinkgate COMMAND [options]     (thinkgate COMMAND --help for each)",
         "",
-        *(f"  {name:<12}{summary}" for name, (_, summary) in COMMANDS.items()),
+        *(f"  {name:<20}{summary}" for name, (_, summary) in COMMANDS.items()),
     ]
     return "\n".join(lines)

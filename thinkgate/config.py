@@ -5,6 +5,7 @@ what any recipe, suite or policy means: those models live with their owners.
 """
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -25,7 +26,8 @@ class Config(BaseModel):
 
 
 class _Strict(yaml.SafeLoader):
-    """YAML in which a key written twice is an error: the first value would be ignored."""
+    """YAML as people write it now: `off`, `on`, `yes` and `no` are words and 1e-4 is a number, as
+    in YAML 1.2; and a key written twice is an error, for the first value would be ignored."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -38,6 +40,26 @@ class _Strict(yaml.SafeLoader):
                     )
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+
+_BOOL, _FLOAT = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"
+_Strict.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in (_BOOL, _FLOAT)]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _tag, _pattern, _first in (
+    (_BOOL, "^(?:true|True|TRUE|false|False|FALSE)$", "tTfF"),
+    (
+        _FLOAT,
+        r"^(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
+        r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$",
+        "-+.0123456789",
+    ),
+):
+    for _character in _first:
+        _Strict.yaml_implicit_resolvers.setdefault(_character, []).append(
+            (_tag, re.compile(_pattern))
+        )
 
 
 C = TypeVar("C", bound=BaseModel)
@@ -153,15 +175,9 @@ def _variants(nodes: list[dict[str, Any]], schema: dict[str, Any]) -> list[dict[
 
 def _scalar(raw: str) -> Any:
     try:
-        value = yaml.safe_load(raw)
+        return yaml.load(raw, _Strict)
     except yaml.YAMLError:
         return raw
-    if isinstance(value, str):  # YAML 1.1 reads 1e-4 (no dot) as text
-        try:
-            return float(value) if any(c.isdigit() for c in value) else value
-        except ValueError:
-            return value
-    return value
 
 
 def _deep_copy(data: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """How commands talk: one rich console, and progress bars with an ETA."""
 
+import os
 import re
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -14,10 +15,12 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 
 __all__ = ["Meter", "console", "errors", "printable", "progress"]
 
-console = Console(highlight=False)
+# Of several processes under one launcher (torchrun, accelerate) only the first speaks.
+console = Console(highlight=False, quiet=os.environ.get("RANK", "0") != "0")
 errors = Console(stderr=True, highlight=False)
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -52,14 +55,16 @@ class Meter:
 def progress(label: str, total: int | None = None) -> Generator[Meter]:
     """A progress bar with elapsed and remaining time; where output is no terminal, its end only."""
     with Progress(
-        TextColumn("  {task.description}"),
-        BarColumn(bar_width=30),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
+        TextColumn("  {task.description}", table_column=Column(no_wrap=True)),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=7)),
+        TimeElapsedColumn(table_column=Column(no_wrap=True, min_width=7)),
         TextColumn("eta"),
-        TimeRemainingColumn(),
-        TextColumn("[dim]{task.fields[note]}"),
+        TimeRemainingColumn(table_column=Column(no_wrap=True, min_width=7)),
+        # Where the line is too short for all, the note is what gives way.
+        TextColumn("[dim]{task.fields[note]}", table_column=Column(no_wrap=True, ratio=1)),
         console=console,
         refresh_per_second=4,
+        expand=True,
     ) as bar:
         yield Meter(bar, label, total)

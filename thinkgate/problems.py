@@ -6,6 +6,7 @@ has one meaning: equal `prompt_key`. It does not know how answers are checked.
 
 import hashlib
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,10 +14,24 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from thinkgate.config import Config
+from thinkgate.countdown import draw_puzzle
 from thinkgate.errors import DataError, MissingDependencyError
 from thinkgate.records import read_records
+from thinkgate.word_problems import draw_word_problem
 
-__all__ = ["Arithmetic", "HubSet", "JsonlSet", "Problem", "ProblemSet", "load", "prompt_key"]
+__all__ = [
+    "Arithmetic",
+    "Countdown",
+    "Drawn",
+    "HubSet",
+    "JsonlSet",
+    "Problem",
+    "ProblemSet",
+    "SymbolicWord",
+    "load",
+    "prompt_key",
+    "read_rows",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,20 +43,45 @@ class Problem:
     gold: str
     steps: tuple[str, ...] = ()
     """A worked solution, one step each, where the source knows one."""
+    answer: str | None = None
+    """What to write after the steps, where the gold is not an answer but says how to tell one."""
 
 
-class Arithmetic(Config):
-    """Chains such as `7+8-6+3`, drawn from a seed. No chain is ever in both halves."""
+class Drawn(Config):
+    """Problems drawn from a seed, in two halves that share none."""
 
-    source: Literal["arithmetic"]
     half: Literal["train", "eval"]
-    """A hash of the chain itself decides its half, whatever the seeds."""
+    """A hash of the problem itself decides its half, whatever the seeds."""
     seed: int = 0
     count: Annotated[int, Field(gt=0, le=1_000_000)] = 1000
+
+
+class Arithmetic(Drawn):
+    """Chains such as `7+8-6+3`."""
+
+    source: Literal["arithmetic"]
     min_terms: Annotated[int, Field(ge=2, le=12)] = 4
     max_terms: Annotated[int, Field(ge=2, le=12)] = 6
     unique: bool = True
     """False draws with replacement, so that short chains, of which few exist, keep their share."""
+
+
+class SymbolicWord(Drawn):
+    """Word problems with fresh names and numbers, after GSM-Symbolic (arXiv 2410.05229)."""
+
+    source: Literal["symbolic-word"]
+    distractors: bool = False
+    """Add a sentence with a number that changes nothing. The problems are otherwise the same."""
+
+
+class Countdown(Drawn):
+    """Make a target from numbers; the gold is the puzzle: any expression that works is right."""
+
+    source: Literal["countdown"]
+    numbers: Annotated[int, Field(ge=2, le=6)] = 4
+    largest: Annotated[int, Field(ge=5, le=100)] = 25
+    min_target: Annotated[int, Field(ge=1)] = 10
+    max_target: Annotated[int, Field(le=100_000)] = 100
 
 
 class Fields(Config):
@@ -76,7 +116,9 @@ class HubSet(Config):
     """File name looked for under `--data-dir`."""
 
 
-ProblemSet = Annotated[Arithmetic | JsonlSet | HubSet, Field(discriminator="source")]
+ProblemSet = Annotated[
+    Arithmetic | SymbolicWord | Countdown | JsonlSet | HubSet, Field(discriminator="source")
+]
 
 
 def prompt_key(prompt: str) -> str:
@@ -85,7 +127,7 @@ def prompt_key(prompt: str) -> str:
 
 
 def load(
-    source: Arithmetic | JsonlSet | HubSet,
+    source: Arithmetic | SymbolicWord | Countdown | JsonlSet | HubSet,
     *,
     data_dir: Path | None = None,
     limit: int | None = None,
@@ -93,42 +135,81 @@ def load(
     """The problems of a set, in a fixed order; DataError when missing, malformed or empty."""
     if isinstance(source, Arithmetic):
         problems = _arithmetic(source)
-    elif isinstance(source, JsonlSet):
-        problems = _from_rows(_read_jsonl(Path(source.path)), source.fields, source.path)
-    elif data_dir is not None:
-        if source.local is None:
-            raise DataError(f"{source.dataset}: this suite names no local file for --data-dir")
-        path = data_dir / source.local
-        problems = _from_rows(_read_jsonl(path), source.fields, str(path))
+    elif isinstance(source, SymbolicWord):
+        problems = _half(
+            source, lambda draw: _word_problem(draw, source.distractors), name=source.source
+        )
+    elif isinstance(source, Countdown):
+        problems = _half(source, lambda draw: _puzzle(draw, source), name=source.source)
     else:
-        problems = _from_rows(_read_hub(source), source.fields, source.dataset)
+        origin = source.path if isinstance(source, JsonlSet) else source.dataset
+        problems = _from_rows(read_rows(source, data_dir), source.fields, origin)
     if not problems:
         raise DataError(f"{source.source} problem set is empty")
     return problems if limit is None else problems[:limit]
 
 
-def _arithmetic(source: Arithmetic) -> list[Problem]:
-    if source.min_terms > source.max_terms:
-        raise DataError(f"min_terms {source.min_terms} is larger than max_terms {source.max_terms}")
-    draw = random.Random(f"arithmetic {source.half} {source.seed}")
+def _half(
+    source: Drawn,
+    drawn: Callable[[random.Random], tuple[str, Problem] | None],
+    *,
+    name: str,
+    kind: str = "problems",
+    unique: bool = True,
+) -> list[Problem]:
+    """Draw what is in the source's half until there are enough; `drawn` gives what decides the
+    half and makes two problems the same, and the problem, or None to be asked again."""
+    draw = random.Random(f"{name} {source.half} {source.seed}")
     found: list[Problem] = []
-    drawn: set[str] = set()
+    seen: set[str] = set()
     misses = 0
     while len(found) < source.count:
-        chain, steps, value = _chain(draw, draw.randint(source.min_terms, source.max_terms))
-        # One chain in eight is for evaluation.
-        half = "eval" if int(prompt_key(chain), 16) % 8 == 0 else "train"
-        if half != source.half or (source.unique and chain in drawn):
+        one = drawn(draw)
+        # One problem in eight is for evaluation.
+        half = "eval" if one and int(prompt_key(one[0]), 16) % 8 == 0 else "train"
+        if one is None or half != source.half or (unique and one[0] in seen):
             misses += 1
             if misses > 1000 + 100 * source.count:
                 raise DataError(
-                    f"only {len(found)} different chains of {source.min_terms} to "
-                    f"{source.max_terms} terms exist; lower count ({source.count})"
+                    f"only {len(found)} different {kind} exist; lower count ({source.count})"
                 )
             continue
-        drawn.add(chain)
-        found.append(Problem(prompt_key(chain), chain, str(value), tuple(steps)))
+        seen.add(one[0])
+        found.append(one[1])
     return found
+
+
+def _arithmetic(source: Arithmetic) -> list[Problem]:
+    shortest, longest = source.min_terms, source.max_terms
+    if shortest > longest:
+        raise DataError(f"min_terms {shortest} is larger than max_terms {longest}")
+
+    def drawn(draw: random.Random) -> tuple[str, Problem]:
+        chain, steps, value = _chain(draw, draw.randint(shortest, longest))
+        return chain, Problem(prompt_key(chain), chain, str(value), tuple(steps))
+
+    kind = f"chains of {shortest} to {longest} terms"
+    return _half(source, drawn, name=source.source, kind=kind, unique=source.unique)
+
+
+def _word_problem(draw: random.Random, distractors: bool) -> tuple[str, Problem]:
+    made = draw_word_problem(draw, distractors)
+    return made.core, Problem(prompt_key(made.core), made.prompt, made.gold, made.steps)
+
+
+def _puzzle(draw: random.Random, source: Countdown) -> tuple[str, Problem] | None:
+    targets = (source.min_target, source.max_target)
+    made = draw_puzzle(draw, source.numbers, source.largest, targets)
+    if made is None:
+        return None
+    puzzle = made.puzzle
+    *most, last = map(str, puzzle.numbers)
+    prompt = (
+        f"Write an expression that equals {puzzle.target}. You may use +, -, *, / and brackets, "
+        f"and each of the numbers {', '.join(most)} and {last} once at most."
+    )
+    core = f"{puzzle.target} {sorted(puzzle.numbers)}"
+    return core, Problem(prompt_key(core), prompt, puzzle.gold(), made.steps, made.solution)
 
 
 def _chain(draw: random.Random, terms: int) -> tuple[str, list[str], int]:
@@ -180,6 +261,17 @@ def _text(row: dict[str, Any], name: str, where: str) -> str:
     except UnicodeEncodeError as error:
         raise DataError(f"{where}: '{name}' holds a lone surrogate, which is not text") from error
     return text
+
+
+def read_rows(source: JsonlSet | HubSet, data_dir: Path | None = None) -> list[dict[str, Any]]:
+    """The rows of a file or Hub data set as they are; DataError when they cannot be had."""
+    if isinstance(source, JsonlSet):
+        return _read_jsonl(Path(source.path))
+    if data_dir is None:
+        return _read_hub(source)
+    if source.local is None:
+        raise DataError(f"{source.dataset}: no local file is named for --data-dir")
+    return _read_jsonl(data_dir / source.local)
 
 
 def _read_jsonl(path: Path) -> list[dict[str, Any]]:

@@ -23,9 +23,9 @@ from rich.rule import Rule
 
 from thinkgate.checkpoint import META, load_checkpoint, require_space
 from thinkgate.cli import run_command
-from thinkgate.config import apply_overrides, bundled, read_yaml
+from thinkgate.config import bundled, read_yaml
 from thinkgate.console import console
-from thinkgate.errors import CheckpointError, ConfigError, DataError, RegistryError
+from thinkgate.errors import CheckpointError, DataError, RegistryError
 from thinkgate.problems import Arithmetic, load
 from thinkgate.registry import Registry
 
@@ -34,8 +34,7 @@ POLICY = "quickstart"
 ALIAS = "production"
 QUESTIONS = ("8+7-6+9-3", "3+9-4+8-2+7", "9-5+8+6-7")
 # `--fast` is for CI: fewer steps and fewer evaluation problems; everything else is as it is.
-FAST_SFT = ("trl.max_steps=400", "data.count=25600")
-FAST_GRPO = ("trl.max_steps=25",)
+FAST = ("base.trl.max_steps=400", "base.data.count=25600", "grpo.trl.max_steps=25")
 FAST_LIMIT = ("--limit", "400")
 
 
@@ -45,7 +44,8 @@ class Stage:
 
     title: str
     command: tuple[str, ...]
-    finished: Callable[[], bool]
+    finished: Callable[[], bool] = lambda: False
+    """Most commands know it themselves and go on from what lies in the run folder."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -83,61 +83,20 @@ def run(args: argparse.Namespace) -> int:
 
 def _stages(args: argparse.Namespace) -> list[Stage]:
     base, grpo = str(args.out / "base"), str(args.out / "grpo")
-    seed = f"seed={args.seed}"
     limit = FAST_LIMIT if args.fast else ()
     registry = ("--registry", str(args.registry)) if args.registry else ()
-    sft = ("quickstart-sft", seed, *(FAST_SFT if args.fast else ()))
-    rl = ("quickstart-grpo", f"model.path={base}", seed, *(FAST_GRPO if args.fast else ()))
+    training = ("train", "quickstart", f"seed={args.seed}", *(FAST if args.fast else ()))
     return [
-        Stage("cold start", ("train", *sft, "--out", base), lambda: _trained(base, sft)),
-        Stage("GRPO", ("train", *rl, "--out", grpo), lambda: _trained(grpo, rl)),
-        Stage("measure the base", ("eval", base, "--suite", SUITE, *limit), _never),
-        Stage("measure the candidate", ("eval", grpo, "--suite", SUITE, *limit), _never),
-        Stage(
-            "gate",
-            ("gate", grpo, "--policy", POLICY, "--against", base, *limit, *registry),
-            _never,
-        ),
+        Stage("cold start, then GRPO", (*training, "--out", str(args.out))),
+        Stage("measure the base", ("eval", base, "--suite", SUITE, *limit)),
+        Stage("measure the candidate", ("eval", grpo, "--suite", SUITE, *limit)),
+        Stage("gate", ("gate", grpo, "--policy", POLICY, "--against", base, *limit, *registry)),
         Stage(
             "promote",
             ("promote", grpo, "--alias", ALIAS, *registry),
             lambda: _promoted(args.registry, grpo),
         ),
     ]
-
-
-def _never() -> bool:
-    """Evaluation and gate resume by themselves, from their records."""
-    return False
-
-
-def _trained(folder: str, recipe: tuple[str, ...]) -> bool:
-    """Whether `folder` holds what this recipe makes; ConfigError when it holds something else."""
-    path = Path(folder)
-    if not path.exists():
-        return False
-    checkpoint = load_checkpoint(path)
-    name, *overrides = recipe
-    asked = apply_overrides(read_yaml(bundled("thinkgate_train", "recipes", name)), overrides)
-    differing = sorted(_differences(asked, checkpoint.manifest.config))
-    if differing:
-        raise ConfigError(
-            f"{folder} was trained with another {', '.join(differing)}; choose another folder "
-            "with --out, or remove it"
-        )
-    return True
-
-
-def _differences(asked: dict[str, Any], done: dict[str, Any], prefix: str = "") -> list[str]:
-    """Dotted names of what is asked for and was not done; what is not asked for is a default."""
-    found: list[str] = []
-    for key, value in asked.items():
-        other = done.get(key)
-        if isinstance(value, dict) and isinstance(other, dict):
-            found += _differences(value, other, f"{prefix}{key}.")  # pyright: ignore[reportUnknownArgumentType]
-        elif not isinstance(value, list) and value != other:
-            found.append(f"{prefix}{key}")
-    return found
 
 
 def _promoted(registry: Path | None, folder: str) -> bool:

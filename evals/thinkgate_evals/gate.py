@@ -10,14 +10,16 @@ show neither: then it says how many problems would.
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from thinkgate.checkpoint import Decision, GateVerdict, RuleResult, now
 from thinkgate.errors import ConfigError
-from thinkgate.problems import prompt_key
-from thinkgate_evals.metrics import SHARES, Comparison, compare, interval_of
+from thinkgate.problems import Problem, prompt_key
+from thinkgate_evals.comparison import Comparison, compare
+from thinkgate_evals.metrics import SHARES, interval_of
 from thinkgate_evals.policy import (
     Contamination,
+    DuplicateRate,
     ErrorRate,
     Floor,
     FormatRate,
@@ -28,21 +30,32 @@ from thinkgate_evals.policy import (
     TruncationRate,
 )
 from thinkgate_evals.records import Record
+from thinkgate_evals.second_grader import under_second
 from thinkgate_evals.stats import (
     Interval,
     holm_levels,
-    mcnemar,
     paired_p_value,
     problems_for_difference,
     problems_for_share,
 )
 from thinkgate_evals.suites import LoadedSuite
+from thinkgate_evals.voting import duplicate_rate
+from thinkgate_evals.wording import estimate_text
 
-__all__ = ["Evidence", "decide"]
+__all__ = ["Evidence", "decide", "seen_problems"]
 
 PASS, FAIL, INCONCLUSIVE = GateVerdict.PASS, GateVerdict.FAIL, GateVerdict.INCONCLUSIVE
 Comparative = Superiority | NonInferiority
+ABOUT_ACCURACY = ("floor", "superiority", "non_inferiority")
 ROUNDING = 1e-9
+UNKNOWN = "unknown"
+"""Fingerprint of records that do not say how they were drawn."""
+
+LACKING = {
+    "format_rate": "the records have no 'status'",
+    "truncation_rate": "the records have no 'status'",
+}
+"""Why a share is not known though samples were graded: records from elsewhere may lack it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,10 +63,26 @@ class Evidence:
     """What was measured about one model, by the suite names of the policy."""
 
     digest: str
+    """Of the model's files; of the records where nothing but those is known."""
+
     suites: Mapping[str, LoadedSuite]
+    """Without those whose records come from elsewhere."""
+
     records: Mapping[str, Sequence[Record]]
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
+    """Of the suites that are not loaded, where the records say."""
+
     seen_prompts: frozenset[str] | None = None
     """Keys of the prompts it was trained on; None when that was not recorded."""
+
+    def under_second(self) -> "Evidence":
+        """The same answers as the second grader sees them."""
+        return replace(self, records={s: under_second(r) for s, r in self.records.items()})
+
+    def fingerprint(self, suite: str) -> str | None:
+        """What the results depend on beside the model; None where that is not known."""
+        loaded = self.suites.get(suite)
+        return loaded.fingerprint if loaded else self.fingerprints.get(suite)
 
 
 def decide(policy: Policy, candidate: Evidence, incumbent: Evidence | None) -> Decision:
@@ -66,9 +95,13 @@ def decide(policy: Policy, candidate: Evidence, incumbent: Evidence | None) -> D
     if incumbent is not None:
         _same_suites(policy, candidate, incumbent)
     rules = policy.all_rules()
-    judge = _Judge(policy, candidate, incumbent)
-    results = judge.distrust([judge.apply(rule) for rule in rules])
-    fingerprints = {s: candidate.suites[s].fingerprint for s in policy.suites()}
+    results = _Judge(policy, candidate, incumbent).judge(rules)
+    if policy.second_grader is not None:
+        others = incumbent.under_second() if incumbent else None
+        again = _Judge(policy, candidate.under_second(), others).judge(rules)
+        pairs = zip(results, again, strict=True)
+        results = [_under_both(ours, theirs, policy.second_grader) for ours, theirs in pairs]
+    fingerprints = {s: candidate.fingerprint(s) or UNKNOWN for s in policy.suites()}
     evidence = [candidate.digest, policy.digest(), fingerprints, [r.model_dump() for r in results]]
     return Decision(
         id=hashlib.sha256(json.dumps(evidence, sort_keys=True).encode()).hexdigest()[:12],
@@ -85,12 +118,22 @@ def decide(policy: Policy, candidate: Evidence, incumbent: Evidence | None) -> D
 
 def _same_suites(policy: Policy, candidate: Evidence, incumbent: Evidence) -> None:
     for suite in policy.suites():
-        ours, theirs = candidate.suites[suite], incumbent.suites[suite]
-        if ours.fingerprint != theirs.fingerprint:
+        ours, theirs = candidate.fingerprint(suite), incumbent.fingerprint(suite)
+        if None not in (ours, theirs) and ours != theirs:
             raise ConfigError(
                 f"suite '{suite}' of candidate and incumbent differ (fingerprints "
-                f"{ours.fingerprint[:12]} and {theirs.fingerprint[:12]}); measure both again"
+                f"{str(ours)[:12]} and {str(theirs)[:12]}); measure both again"
             )
+
+
+def _under_both(ours: RuleResult, theirs: RuleResult, grader: str) -> RuleResult:
+    """A rule about accuracy that passes passes under both graders; others have one verdict."""
+    if ours.rule not in ABOUT_ACCURACY:
+        return ours
+    says = f"{grader} says {theirs.verdict.upper()}, {estimate_text(theirs)}"
+    holds = ours.verdict is not PASS or theirs.verdict is PASS
+    why = f"{ours.why}; {says}" if holds else f"{says}: {theirs.why}"
+    return ours.model_copy(update={"verdict": ours.verdict if holds else INCONCLUSIVE, "why": why})
 
 
 def _overall(results: Sequence[RuleResult]) -> GateVerdict:
@@ -109,6 +152,10 @@ class _Judge:
         self._pairs = {suite: self._compare(suite) for suite in compared}
         self._levels = self._holm(policy)
 
+    def judge(self, rules: Sequence[Rule]) -> list[RuleResult]:
+        """What all rules say."""
+        return self.distrust([self.apply(rule) for rule in rules])
+
     def apply(self, rule: Rule) -> RuleResult:
         """What one rule says."""
         match rule:
@@ -122,6 +169,8 @@ class _Judge:
                 return self._comparative(rule)
             case ErrorRate():
                 return self._errors(rule)
+            case DuplicateRate():
+                return self._duplicates(rule)
             case Contamination():
                 return self._contamination(rule)
 
@@ -139,7 +188,7 @@ class _Judge:
     def _at_least(self, rule: Rule, metric: str, bound: float) -> RuleResult:
         interval = self._share(rule.suite, metric)
         if interval is None:
-            return _result(rule, metric, None, bound, INCONCLUSIVE, "no sample could be measured")
+            return _result(rule, metric, None, bound, INCONCLUSIVE, self._lacks(rule, metric))
         if interval.low >= bound:
             why = f"{interval.low:.1%} or more, {self._confidence:.0%} confident"
             return _result(rule, metric, interval, bound, PASS, why)
@@ -151,7 +200,7 @@ class _Judge:
     def _at_most(self, rule: Rule, metric: str, bound: float) -> RuleResult:
         interval = self._share(rule.suite, metric)
         if interval is None:
-            return _result(rule, metric, None, bound, INCONCLUSIVE, "no sample could be measured")
+            return _result(rule, metric, None, bound, INCONCLUSIVE, self._lacks(rule, metric))
         if interval.high <= bound:
             why = f"{interval.high:.1%} or less, {self._confidence:.0%} confident"
             return _result(rule, metric, interval, bound, PASS, why)
@@ -159,6 +208,10 @@ class _Judge:
             why = f"at least {interval.low:.1%}; {bound:.1%} is allowed"
             return _result(rule, metric, interval, bound, FAIL, why)
         return self._open(rule, metric, interval, bound)
+
+    def _lacks(self, rule: Rule, metric: str) -> str:
+        graded = any(record.graded for record in self._candidate.records[rule.suite])
+        return LACKING[metric] if graded and metric in LACKING else "no sample could be measured"
 
     def _open(self, rule: Rule, metric: str, interval: Interval, bound: float) -> RuleResult:
         needed = problems_for_share(interval, bound, self._confidence)
@@ -186,13 +239,42 @@ class _Judge:
             why = f"cannot be told from {_points(aim)}; {_more(interval.n, needed)}"
         return _result(rule, "accuracy_gain", interval, bound, verdict, f"{why}; {_score(pair)}")
 
-    def _errors(self, rule: ErrorRate) -> RuleResult:
+    def _sides(self, rule: Rule) -> dict[str, Evidence]:
+        """Whose samples a rule on how they were drawn is about."""
         sides = {"candidate": self._candidate}
         if self._incumbent is not None and rule.suite in self._pairs:
             sides["incumbent"] = self._incumbent
+        return sides
+
+    def _duplicates(self, rule: DuplicateRate) -> RuleResult:
         rates = {
-            name: interval_of(side.records[rule.suite], SHARES["error_rate"], self._confidence)
-            for name, side in sides.items()
+            name: duplicate_rate(side.records[rule.suite])
+            for name, side in self._sides(rule).items()
+        }
+        worst, interval = max(rates.items(), key=lambda item: item[1].estimate if item[1] else 2)
+        if interval is None:
+            why = "no problem has two answers to compare"
+            return _result(rule, "duplicate_rate", None, rule.at_most, INCONCLUSIVE, why)
+        if interval.estimate <= rule.at_most:
+            why = f"most: {worst}"
+            return _result(rule, "duplicate_rate", interval, rule.at_most, PASS, why)
+        why = (
+            f"{interval.estimate:.1%} of the {worst}'s further samples repeat an earlier one word "
+            "for word: the endpoint may ignore seeds"
+        )
+        return _result(rule, "duplicate_rate", interval, rule.at_most, INCONCLUSIVE, why)
+
+    def _errors(self, rule: ErrorRate) -> RuleResult:
+        sides = {name: side.records[rule.suite] for name, side in self._sides(rule).items()}
+        problems = {record.problem_id for records in sides.values() for record in records}
+        absent = {
+            name: len(problems - {record.problem_id for record in records})
+            for name, records in sides.items()
+        }
+        # A problem only the other side answered was not measured: its difference is not known.
+        rates = {
+            name: interval_of(records, SHARES["error_rate"], self._confidence, absent[name])
+            for name, records in sides.items()
         }
         worst, interval = max(rates.items(), key=lambda item: item[1].estimate if item[1] else 2)
         if interval is None:
@@ -201,17 +283,21 @@ class _Judge:
         if interval.estimate <= rule.at_most:
             why = "nothing failed" if interval.estimate == 0 else f"worst: {worst}"
             return _result(rule, "error_rate", interval, rule.at_most, PASS, why)
-        reason = next((r.error for r in sides[worst].records[rule.suite] if r.error), "grading")
+        reason = next((r.error for r in sides[worst] if r.error), "grading")
+        if absent[worst]:
+            reason = f"{absent[worst]:,} problems are only on the other side"
         why = f"{interval.estimate:.1%} of the {worst}'s samples failed, first with: {reason}"
         return _result(rule, "error_rate", interval, rule.at_most, INCONCLUSIVE, why)
 
     def _contamination(self, rule: Contamination) -> RuleResult:
-        loaded, seen = self._candidate.suites[rule.suite], self._candidate.seen_prompts
-        n, bound = len(loaded.problems), rule.at_most
-        if seen is None:
-            why = "the checkpoint does not record what it was trained on"
+        loaded, seen = self._candidate.suites.get(rule.suite), self._candidate.seen_prompts
+        bound = rule.at_most
+        if seen is None or loaded is None:
+            what = "checkpoint does" if loaded else "records do"
+            why = f"the {what} not say what the model was trained on"
             return _result(rule, "contamination", None, bound, INCONCLUSIVE, why)
-        hits = [p.id for p in loaded.problems if seen & _keys(loaded, p.prompt)]
+        n = len(loaded.problems)
+        hits = [problem.id for problem in seen_problems(loaded, seen)]
         # A count of all problems, not a sample: there is nothing to be uncertain about.
         rate = len(hits) / n
         interval = Interval(rate, rate, rate, n)
@@ -274,9 +360,15 @@ def _more(n: int, needed: int | None) -> str:
 
 def _score(pair: Comparison) -> str:
     score = f"{pair.wins} won, {pair.losses} lost"
-    if not pair.single:
+    if pair.p_value is None:
         return score
-    return f"{score}, exact McNemar p = {mcnemar(pair.wins, pair.losses):.2g}"
+    test = "exact McNemar" if pair.single else "clustered bootstrap"
+    return f"{score}, {test} p = {pair.p_value:.2g}"
+
+
+def seen_problems(loaded: LoadedSuite, seen: frozenset[str]) -> list[Problem]:
+    """The problems of a suite that are among the prompts a model was trained on, by their keys."""
+    return [problem for problem in loaded.problems if seen & _keys(loaded, problem.prompt)]
 
 
 def _keys(loaded: LoadedSuite, prompt: str) -> set[str]:

@@ -3,14 +3,19 @@
 thinkgate gate runs/quickstart/grpo --policy quickstart --against runs/quickstart/base
 thinkgate gate runs/qwen/grpo --against production
 thinkgate gate runs/qwen/grpo --policy my-policy.yaml --data-dir data --limit 200
+thinkgate gate --records candidate.jsonl --against base.jsonl --policy mine.yaml --out gate
 
 Suites without records are measured first, on both sides, by the same code as 'thinkgate eval'.
-Exit code: 0 PASS, 1 FAIL, 3 INCONCLUSIVE, 2 a mistake to fix. Only a checkpoint whose decision is
-PASS can be promoted and served.
+With --records nothing is measured: both sides are files, or folders of SUITE.jsonl, of this or any
+other tool, with 'problem_id' and 'correct' at least. What a rule needs and they lack is
+INCONCLUSIVE. Exit code: 0 PASS, 1 FAIL, 3 INCONCLUSIVE, 2 a mistake to fix. Only a checkpoint whose
+decision is PASS can be promoted and served.
 """
 
 import argparse
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich import box
@@ -19,16 +24,32 @@ from rich.table import Table
 
 from thinkgate.checkpoint import DECISION, SEEN, Checkpoint, Decision, GateVerdict, write_atomic
 from thinkgate.console import console, printable
-from thinkgate.errors import ConfigError
-from thinkgate_evals.eval_command import add_measuring_arguments, options
+from thinkgate.errors import ConfigError, DataError
+from thinkgate_evals.eval_command import (
+    add_measuring_arguments,
+    options,
+    show_plan,
+    warn_of_copies,
+)
 from thinkgate_evals.gate import Evidence, decide
-from thinkgate_evals.measure import Options, find_checkpoint, measure_checkpoint, naming_files
+from thinkgate_evals.measure import (
+    Measurement,
+    Options,
+    find_checkpoint,
+    measure_checkpoint,
+    naming_files,
+    records_path,
+)
+from thinkgate_evals.outputs import write_outputs
+from thinkgate_evals.plan import plan_lines
 from thinkgate_evals.policy import Policy, load_policy
-from thinkgate_evals.records import Record
-from thinkgate_evals.report import asked_text, estimate_text, record_summaries, write_report
+from thinkgate_evals.record_sets import RecordSet, find_record_sets
+from thinkgate_evals.records import Record, read_records
+from thinkgate_evals.results import Result, Results, run_of, run_of_set
 from thinkgate_evals.suites import LoadedSuite, load_suite
+from thinkgate_evals.wording import asked_text, estimate_text
 
-__all__ = ["add_arguments", "gate", "run", "show_decision"]
+__all__ = ["add_arguments", "gate", "gate_records", "run", "show_decision"]
 
 EXIT = {GateVerdict.PASS: 0, GateVerdict.FAIL: 1, GateVerdict.INCONCLUSIVE: 3}
 COLOURS = {GateVerdict.PASS: "green", GateVerdict.FAIL: "red", GateVerdict.INCONCLUSIVE: "yellow"}
@@ -36,30 +57,51 @@ COLOURS = {GateVerdict.PASS: "green", GateVerdict.FAIL: "red", GateVerdict.INCON
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `thinkgate gate`."""
-    parser.add_argument("checkpoint", help="checkpoint folder to judge")
+    parser.add_argument("checkpoint", nargs="?", help="checkpoint folder to judge")
     parser.add_argument(
         "--policy", default="default", help="shipped name or YAML file; default: default"
     )
-    parser.add_argument("--against", help="the incumbent: checkpoint folder or registry alias")
+    parser.add_argument(
+        "--against", help="the incumbent: checkpoint folder or registry alias, or its records"
+    )
+    parser.add_argument(
+        "--records",
+        type=Path,
+        help="judge these records instead of a checkpoint: a file, or a folder of SUITE.jsonl",
+    )
+    parser.add_argument(
+        "--out", type=Path, help="with --records: folder for the decision and the reports"
+    )
     add_measuring_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Gate the checkpoint, print the table, exit with the verdict."""
+    """Gate the checkpoint or the records, print the table, exit with the verdict."""
     policy = load_policy(args.policy)
+    if (args.checkpoint is None) == (args.records is None):
+        raise ConfigError("name one candidate: a checkpoint folder, or records with --records")
+    if args.out is not None and args.records is None:
+        raise ConfigError("--out is for --records; a checkpoint's decision goes into its folder")
     if policy.compares() and args.against is None:
         raise ConfigError(
             f"policy '{policy.name}' compares with an incumbent; name one with --against, for "
             "example 'production' or the checkpoint it was trained from"
         )
-    candidate = find_checkpoint(args.checkpoint, args.registry)
-    incumbent = find_checkpoint(args.against, args.registry) if args.against else None
-    chosen = options(args, policy.limit)
     with naming_files():
-        decision = gate(policy, candidate, incumbent, chosen, data_dir=args.data_dir)
+        if args.records is not None:
+            against = Path(args.against) if args.against else None
+            decision, page = gate_records(policy, args.records, against, args.out)
+        else:
+            candidate = find_checkpoint(args.checkpoint, args.registry)
+            incumbent = find_checkpoint(args.against, args.registry) if args.against else None
+            chosen = options(args, policy.limit)
+            if policy.second_grader is not None:
+                chosen = replace(chosen, second_grader=policy.second_grader)
+            decision = gate(policy, candidate, incumbent, chosen, data_dir=args.data_dir)
+            page = candidate.meta("report.html")
     show_decision(decision)
-    report = candidate.meta("report.html")
-    console.print(f"report   {report}", soft_wrap=True, markup=False)
+    if page is not None:
+        console.print(f"report   {page}", soft_wrap=True, markup=False)
     return EXIT[decision.verdict]
 
 
@@ -71,31 +113,57 @@ def gate(
     *,
     data_dir: Path | None = None,
 ) -> Decision:
-    """Measure what is missing, decide, and write the report and then `decision.json`.
+    """Measure what is missing, decide, and write the reports and then `decision.json`.
 
     The decision comes last: if anything before it fails there is none, and nothing is promoted.
     """
     suites = {name: load_suite(name, data_dir=data_dir) for name in policy.suites()}
-    measured = measure_checkpoint(candidate, suites.values(), chosen)
-    ours = _evidence(candidate, suites, [m.records for m in measured])
-    theirs = None
-    if incumbent is not None:
-        others = measure_checkpoint(incumbent, suites.values(), chosen)
-        theirs = _evidence(incumbent, suites, [m.records for m in others])
-    template = candidate.manifest.template.digest
-    decision = decide(policy, ours, theirs).model_copy(update={"template": template})
-    record_summaries(candidate.meta("report.json"), measured, decision)
-    first = next(iter(suites.values()))
-    write_report(
-        candidate.meta("report.html"),
-        candidate=candidate.path,
-        base=incumbent.path if incumbent else None,
+    for loaded in suites.values():
+        show_plan(plan_lines(loaded, chosen.limit, policy, _known(incumbent, loaded.name)))
+    ours = measure_checkpoint(candidate, suites.values(), chosen)
+    theirs = measure_checkpoint(incumbent, suites.values(), chosen) if incumbent else []
+    warn_of_copies([*ours, *theirs])
+    decision = decide(
+        policy,
+        _evidence(candidate, suites, ours),
+        _evidence(incumbent, suites, theirs) if incumbent else None,
+    ).model_copy(update={"template": candidate.manifest.template.digest})
+    bases = [run_of(m, incumbent.path.name) for m in theirs] if incumbent else [None] * len(ours)
+    results = Results(
+        suites=[
+            Result(measured.loaded.name, run_of(measured, candidate.path.name), base)
+            for measured, base in zip(ours, bases, strict=True)
+        ],
         decision=decision,
-        suite_name=first.name,
-        extra=_facts(policy, candidate, incumbent),
+        training_log=candidate.meta("metrics.jsonl"),
+        facts=_facts(policy, candidate, incumbent),
     )
+    write_outputs(candidate.meta(), results)
     write_atomic(candidate.meta(DECISION), decision.model_dump_json(indent=2) + "\n")
     return decision
+
+
+def gate_records(
+    policy: Policy, candidate: Path, incumbent: Path | None, out: Path | None
+) -> tuple[Decision, Path | None]:
+    """Decide on records alone; with `out`, the page that was written there.
+
+    Such a decision promotes nothing: it is about records, not about a checkpoint's files.
+    """
+    ours = _record_sets(policy, candidate, "candidate")
+    theirs = _record_sets(policy, incumbent, "incumbent") if incumbent else None
+    decision = decide(policy, _of_records(ours), _of_records(theirs) if theirs else None)
+    if out is None:
+        return decision, None
+    suites = [
+        Result(suite, run_of_set(found), run_of_set(theirs[suite]) if theirs else None)
+        for suite, found in ours.items()
+    ]
+    facts = {"Policy": f"{policy.name} {policy.version}, sha256 {policy.digest()[:12]}"}
+    facts |= {f"Records of {suite}": str(found.path) for suite, found in ours.items()}
+    page = write_outputs(out, Results(suites=suites, decision=decision, facts=facts))
+    write_atomic(out / DECISION, decision.model_dump_json(indent=2) + "\n")
+    return decision, page
 
 
 def show_decision(decision: Decision) -> None:
@@ -116,12 +184,46 @@ def show_decision(decision: Decision) -> None:
     colour = COLOURS[decision.verdict]
     console.print(
         f"[bold {colour}]{decision.verdict.upper()}[/]  policy {escape(decision.policy)}, decision "
-        f"{decision.id}, model {decision.candidate[:12]}"
+        f"{decision.id}, model {escape(decision.candidate.removeprefix('records:')[:12])}"
     )
 
 
+def _record_sets(policy: Policy, path: Path, side: str) -> dict[str, RecordSet]:
+    """The policy's suites; a file of another tool is whatever single suite the policy names."""
+    found = find_record_sets(path)
+    wanted = policy.suites()
+    if path.is_file():
+        [only] = found.values()
+        if only.header is None and len(wanted) == 1:
+            found = {wanted[0]: only}
+    missing = [suite for suite in wanted if suite not in found]
+    if missing:
+        raise DataError(
+            f"the {side}'s records {path} are about {', '.join(found)}, and policy '{policy.name}' "
+            f"asks for {', '.join(missing)}; name a folder with {missing[0]}.jsonl"
+        )
+    return {suite: found[suite] for suite in wanted}
+
+
+def _of_records(sets: Mapping[str, RecordSet]) -> Evidence:
+    digests = sorted({found.digest for found in sets.values()})
+    joined = hashlib.sha256(" ".join(digests).encode()).hexdigest()
+    return Evidence(
+        digest=digests[0] if len(digests) == 1 else f"records:{joined}",
+        suites={},
+        records={suite: found.records for suite, found in sets.items()},
+        fingerprints={s: f.header.fingerprint for s, f in sets.items() if f.header is not None},
+    )
+
+
+def _known(incumbent: Checkpoint | None, suite: str) -> list[Record]:
+    """What an earlier measurement of the incumbent left: its skill decides what can be found."""
+    path = records_path(incumbent.path, suite) if incumbent else None
+    return read_records(path) if path is not None and path.is_file() else []
+
+
 def _evidence(
-    checkpoint: Checkpoint, suites: Mapping[str, LoadedSuite], records: list[tuple[Record, ...]]
+    checkpoint: Checkpoint, suites: Mapping[str, LoadedSuite], measured: Sequence[Measurement]
 ) -> Evidence:
     seen = checkpoint.seen_prompts()
     # An empty list is what a deleted or emptied file leaves, not what training leaves.
@@ -129,7 +231,7 @@ def _evidence(
     return Evidence(
         digest=checkpoint.digest,
         suites=suites,
-        records=dict(zip(suites, records, strict=True)),
+        records={m.loaded.name: m.records for m in measured},
         seen_prompts=seen if recorded else None,
     )
 

@@ -5,9 +5,10 @@ rule that records of another suite, other problems or other weights are never us
 numbers mean is for `metrics.py` and `gate.py`.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 from thinkgate.checkpoint import META, Checkpoint, load_checkpoint
@@ -16,6 +17,7 @@ from thinkgate.registry import Registry
 from thinkgate_evals.metrics import Summary, summarise
 from thinkgate_evals.records import Record, Recording, set_aside
 from thinkgate_evals.runner import Endpoint, missing, run
+from thinkgate_evals.second_grader import SecondGrader, grade_again
 from thinkgate_evals.suites import LoadedSuite
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "measure_endpoint",
     "naming_files",
     "records_path",
+    "serving",
 ]
 
 
@@ -41,7 +44,23 @@ class Options:
     """Seconds one request may take."""
 
     fresh: bool = False
-    """Set recorded samples aside and measure again."""
+    """Set recorded samples aside and measure again, without looking into the cache."""
+
+    second_grader: SecondGrader | None = None
+    """Let this one grade every answer too."""
+
+    cache: Path | None = None
+    """Keep answers in this file, and take them from it."""
+
+    def applied_to(self, endpoint: Endpoint) -> Endpoint:
+        """The endpoint, asked as these options say."""
+        return replace(
+            endpoint,
+            concurrency=self.concurrency,
+            timeout=self.timeout,
+            cache=self.cache,
+            read_cache=not self.fresh,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,10 +102,41 @@ def records_path(checkpoint: Path, suite: str) -> Path:
     return checkpoint / META / "evals" / f"{suite}.jsonl"
 
 
+@contextmanager
+def serving(checkpoint: Checkpoint, folder: Path) -> Iterator[Callable[[], Endpoint]]:
+    """A function that gives the checkpoint's endpoint; the server starts when it is first called.
+
+    An EndpointError names the server's log, which is in `folder`.
+    """
+    from thinkgate_clients.local import local_server
+
+    log = folder / "server.log"
+    with ExitStack() as stack:
+
+        @cache
+        def endpoint() -> Endpoint:
+            server = stack.enter_context(
+                local_server(checkpoint.path.absolute(), allow_ungated=True, log=log)
+            )
+            return Endpoint(base_url=server.base_url, model=server.model, digest=checkpoint.digest)
+
+        try:
+            yield endpoint
+        except EndpointError as error:
+            raise EndpointError(f"{error}; the server's log: {log}") from error
+
+
 def measure_checkpoint(
-    checkpoint: Checkpoint, suites: Iterable[LoadedSuite], options: Options, out: Path | None = None
+    checkpoint: Checkpoint,
+    suites: Iterable[LoadedSuite],
+    options: Options,
+    out: Path | None = None,
+    endpoint: Callable[[], Endpoint] | None = None,
 ) -> list[Measurement]:
-    """Measure what is missing through a server started for it, and return everything planned."""
+    """Measure what is missing, and return everything planned.
+
+    `endpoint` is one of `serving`; without it, a server is started if something is missing.
+    """
     suites = list(suites)
     paths = [
         out / f"{s.name}.jsonl" if out else records_path(checkpoint.path, s.name) for s in suites
@@ -94,8 +144,11 @@ def measure_checkpoint(
     with ExitStack() as stack:
         recordings = _opened(stack, paths, suites, checkpoint.digest, options)
         todo = _unfinished(recordings, suites, options)
-        if todo:
-            _serve_and_run(checkpoint, todo, options, paths[0].with_name("server.log"))
+        if todo and endpoint:
+            _run_all(endpoint(), todo, options)
+        elif todo:
+            with serving(checkpoint, paths[0].parent) as started:
+                _run_all(started(), todo, options)
         return _measured(recordings, suites, options)
 
 
@@ -105,36 +158,18 @@ def measure_endpoint(
     """The same for a server that is already there."""
     suites = list(suites)
     paths = [out / f"{loaded.name}.jsonl" for loaded in suites]
-    model = endpoint.digest or f"{endpoint.model} at {endpoint.base_url}"
-    endpoint = replace(endpoint, concurrency=options.concurrency, timeout=options.timeout)
     with ExitStack() as stack:
-        recordings = _opened(stack, paths, suites, model, options)
-        for recording, loaded in _unfinished(recordings, suites, options):
-            run(endpoint, loaded, recording, options.limit)
+        recordings = _opened(stack, paths, suites, endpoint.identity, options)
+        _run_all(endpoint, _unfinished(recordings, suites, options), options)
         return _measured(recordings, suites, options)
 
 
-def _serve_and_run(
-    checkpoint: Checkpoint,
-    todo: Sequence[tuple[Recording, LoadedSuite]],
-    options: Options,
-    log: Path,
+def _run_all(
+    endpoint: Endpoint, todo: Sequence[tuple[Recording, LoadedSuite]], options: Options
 ) -> None:
-    from thinkgate_clients.local import local_server
-
-    with local_server(checkpoint.path.absolute(), allow_ungated=True, log=log) as server:
-        endpoint = Endpoint(
-            base_url=server.base_url,
-            model=server.model,
-            digest=checkpoint.digest,
-            concurrency=options.concurrency,
-            timeout=options.timeout,
-        )
-        try:
-            for recording, loaded in todo:
-                run(endpoint, loaded, recording, options.limit)
-        except EndpointError as error:
-            raise EndpointError(f"{error}; the server's log: {log}") from error
+    endpoint = options.applied_to(endpoint)
+    for recording, loaded in todo:
+        run(endpoint, loaded, recording, options.limit)
 
 
 def _opened(
@@ -164,18 +199,23 @@ def _measured(
     recordings: Sequence[Recording], suites: Sequence[LoadedSuite], options: Options
 ) -> list[Measurement]:
     return [
-        _measurement(recording, loaded, options.limit)
+        _measurement(recording, loaded, options)
         for recording, loaded in zip(recordings, suites, strict=True)
     ]
 
 
-def _measurement(recording: Recording, loaded: LoadedSuite, limit: int | None) -> Measurement:
+def _measurement(recording: Recording, loaded: LoadedSuite, options: Options) -> Measurement:
     """The planned samples only: an earlier run without a limit may have recorded more."""
     records = tuple(
         recording.done[problem.id, repeat]
-        for problem in loaded.planned(limit)
+        for problem in loaded.planned(options.limit)
         for repeat in range(loaded.suite.samples)
     )
+    if options.second_grader is not None:
+        twice = tuple(grade_again(records, options.second_grader))
+        if twice != records:
+            recording.replace(twice)
+        records = twice
     summary = summarise(records, recording.header.sessions)
     return Measurement(
         loaded=loaded,

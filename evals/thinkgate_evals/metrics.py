@@ -1,9 +1,11 @@
 """What records add up to: shares with intervals, lengths, latency, throughput.
 
-Owns the definition of every number in a report. What enters a share is decided here once: answers
-that could not be graded (ERROR, BAD_GOLD) are left out of accuracy and counted in the error rate.
+Owns the definition of every number in a report; those that need several answers to one problem
+are `voting.py`'s. What enters a share is decided here once: answers that could not be graded
+(ERROR, BAD_GOLD) are left out of accuracy and counted in the error rate.
 """
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,14 +15,34 @@ import numpy as np
 
 from thinkgate.answers import Verdict
 from thinkgate.format import SplitStatus
-from thinkgate_evals.records import Record, Session
-from thinkgate_evals.stats import Interval, paired_difference, share
+from thinkgate_evals.power import detectable, variances_of
+from thinkgate_evals.records import GRADED, Record, Session
+from thinkgate_evals.stats import Interval, share
+from thinkgate_evals.voting import by_problem, duplicate_rate, majority, pass_at, sizes
 
-__all__ = ["SHARES", "Comparison", "Spread", "Summary", "compare", "interval_of", "summarise"]
+__all__ = [
+    "SHARES",
+    "Spread",
+    "Summary",
+    "correct_counts",
+    "counts_by_problem",
+    "interval_of",
+    "summarise",
+]
 
 
 def _accuracy(record: Record) -> bool | None:
     return record.verdict is Verdict.CORRECT if record.graded else None
+
+
+def _second(record: Record) -> bool | None:
+    graded = record.graded and record.second_verdict in GRADED
+    return record.second_verdict is Verdict.CORRECT if graded else None
+
+
+def _disputed(record: Record) -> bool | None:
+    second = _second(record)
+    return None if second is None else second != (record.verdict is Verdict.CORRECT)
 
 
 def _closed(record: Record) -> bool | None:
@@ -35,6 +57,24 @@ def _has_steps(record: Record) -> bool | None:
     return bool((record.reasoning or "").strip()) if record.status else None
 
 
+_CUES = re.compile(
+    r"\b(?:wait(?=\s*[,.!?:;\u2014\u2026-]|\s+(?:no|but|that|actually|i|let|is|what|maybe|so)\b)"
+    r"|hmm+|hold on|on second thought"
+    r"|(?:let me|let's|let us|i should|i'll)(?: just| quickly| also)? (?:check|verify|try again)"
+    r"|(?:double|re)[- ]?check(?:ing|ed)?|re-?(?:think|consider|evaluate|examine)(?:ing)?"
+    r"|made (?:a|an) (?:\w+ )?(?:mistake|error)"
+    r"|that(?:'s| is| was) (?:not right|wrong|incorrect)"
+    r"|(?:does not|doesn't|can't|cannot) (?:seem|look|be) right)\b",
+    re.IGNORECASE,
+)
+"""Words with which a thought turns on itself. A count of cues, not of insight: Liu et al. 2025
+(arXiv 2503.20783) find them in base models too, and often without effect."""
+
+
+def _reflects(record: Record) -> bool | None:
+    return bool(_CUES.search(record.reasoning or "")) if record.status else None
+
+
 def _unmeasured(record: Record) -> bool:
     return not record.graded
 
@@ -44,9 +84,12 @@ Test = Callable[[Record], bool | None]
 
 SHARES: Mapping[str, Test] = {
     "accuracy": _accuracy,
+    "second_accuracy": _second,
+    "disagreement": _disputed,
     "format_rate": _closed,
     "truncation_rate": _truncated,
     "step_share": _has_steps,
+    "reflection_rate": _reflects,
     "error_rate": _unmeasured,
 }
 
@@ -70,8 +113,20 @@ class Summary:
     shares: Mapping[str, Interval | None]
     """By the names in SHARES; None where no sample says anything."""
 
+    several: Mapping[str, Interval | None]
+    """pass@k and maj@k by those names; empty with one answer per problem."""
+
+    duplicate_rate: Interval | None
+    """See `voting.duplicate_rate`; None with one answer per problem."""
+
+    detectable: float | None
+    """The difference in accuracy to a model of like skill that this many samples would find."""
+
     reasoning_tokens: Spread | None
     answer_tokens: Spread | None
+    tokens_per_correct: float | None
+    """Reasoning and answer tokens of all graded samples, by the number of right answers."""
+
     latency_s: Spread | None
     samples_per_second: float | None
     tokens_per_second: float | None
@@ -86,37 +141,27 @@ class Summary:
         return dataclasses.asdict(self)
 
 
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """Candidate against incumbent on the problems both have graded answers to."""
-
-    differences: tuple[float, ...]
-    """Per problem: the candidate's accuracy minus the incumbent's."""
-
-    wins: int
-    losses: int
-    """Problems on which the candidate is better, or worse."""
-
-    single: bool
-    """One sample each, so that the exact McNemar test applies."""
-
-    def interval(self, confidence: float) -> Interval | None:
-        """The mean difference."""
-        return paired_difference(self.differences, confidence)
-
-
 def summarise(records: Sequence[Record], sessions: Sequence[Session] = ()) -> Summary:
     """All numbers about one run."""
     seconds = sum(session.seconds for session in sessions)
     tokens = sum(session.tokens for session in sessions)
     errors = (record.error for record in records if record.error)
+    answers = list(by_problem(records).values())
     return Summary(
         problems=len({record.problem_id for record in records}),
         samples=len(records),
         verdicts={v.value: n for v, n in Counter(r.verdict for r in records).most_common()},
         shares={name: interval_of(records, test) for name, test in SHARES.items()},
+        several={
+            name.format(k): measure(k, answers)
+            for k in sizes(answers)
+            for name, measure in (("pass@{}", pass_at), ("maj@{}", majority))
+        },
+        duplicate_rate=duplicate_rate(records),
+        detectable=_detectable(correct_counts(records)),
         reasoning_tokens=_spread(record.reasoning_tokens for record in records),
         answer_tokens=_spread(record.answer_tokens for record in records),
+        tokens_per_correct=_tokens_per_correct(records),
         latency_s=_spread(record.latency_s for record in records),
         samples_per_second=sum(s.samples for s in sessions) / seconds if seconds else None,
         tokens_per_second=tokens / seconds if seconds and tokens else None,
@@ -124,24 +169,42 @@ def summarise(records: Sequence[Record], sessions: Sequence[Session] = ()) -> Su
     )
 
 
-def interval_of(records: Iterable[Record], test: Test, confidence: float = 0.95) -> Interval | None:
-    """The share of samples for which `test` holds, clustered by problem."""
-    return share([(sum(a), len(a)) for a in _by_problem(records, test).values()], confidence)
+def correct_counts(records: Iterable[Record]) -> list[tuple[int, int]]:
+    """(right, graded) answers of each problem."""
+    return list(counts_by_problem(records).values())
 
 
-def compare(candidate: Iterable[Record], incumbent: Iterable[Record]) -> Comparison:
-    """Accuracy problem by problem."""
-    ours, theirs = _by_problem(candidate, _accuracy), _by_problem(incumbent, _accuracy)
-    shared = [problem for problem in ours if problem in theirs]
-    differences = tuple(
-        sum(ours[p]) / len(ours[p]) - sum(theirs[p]) / len(theirs[p]) for p in shared
-    )
-    return Comparison(
-        differences,
-        wins=sum(difference > 0 for difference in differences),
-        losses=sum(difference < 0 for difference in differences),
-        single=all(len(ours[p]) == len(theirs[p]) == 1 for p in shared),
-    )
+def counts_by_problem(records: Iterable[Record]) -> dict[str, tuple[int, int]]:
+    """The same, by problem."""
+    return {p: (sum(a), len(a)) for p, a in _by_problem(records, _accuracy).items()}
+
+
+def _detectable(counts: Sequence[tuple[int, int]]) -> float | None:
+    if not counts:
+        return None
+    samples = sorted(trials for _, trials in counts)[len(counts) // 2]
+    return detectable(len(counts), samples, variances_of(counts))
+
+
+def _tokens_per_correct(records: Sequence[Record]) -> float | None:
+    """None without a right answer, or where the server does not count."""
+    graded = [record for record in records if record.graded]
+    spent = [(r.reasoning_tokens, r.answer_tokens) for r in graded]
+    correct = sum(record.verdict is Verdict.CORRECT for record in graded)
+    if not correct or any(None in pair for pair in spent):
+        return None
+    return sum((thought or 0) + (answer or 0) for thought, answer in spent) / correct
+
+
+def interval_of(
+    records: Iterable[Record], test: Test, confidence: float = 0.95, absent: int = 0
+) -> Interval | None:
+    """The share of samples for which `test` holds, clustered by problem.
+
+    `absent` problems have no sample at all; each counts as one for which it holds.
+    """
+    counts = [(sum(a), len(a)) for a in _by_problem(records, test).values()]
+    return share([*counts, *([(1, 1)] * absent)], confidence)
 
 
 def _by_problem(records: Iterable[Record], test: Test) -> dict[str, list[bool]]:

@@ -10,9 +10,11 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from thinkgate.config import Config, bundled, parse, read_yaml
+from thinkgate_evals.second_grader import SecondGrader
 
 __all__ = [
     "Contamination",
+    "DuplicateRate",
     "ErrorRate",
     "Floor",
     "FormatRate",
@@ -76,6 +78,14 @@ class ErrorRate(_Rule):
     at_most: Share
 
 
+class DuplicateRate(_Rule):
+    """Share of further samples that repeat an earlier one of their problem word for word, on either
+    side. Above it the several samples are not several, and the rule is INCONCLUSIVE."""
+
+    rule: Literal["duplicate_rate"]
+    at_most: Share
+
+
 class Contamination(_Rule):
     """Share of the suite's problems that the candidate or an ancestor was trained on."""
 
@@ -84,7 +94,14 @@ class Contamination(_Rule):
 
 
 Rule = Annotated[
-    Floor | Superiority | NonInferiority | FormatRate | TruncationRate | ErrorRate | Contamination,
+    Floor
+    | Superiority
+    | NonInferiority
+    | FormatRate
+    | TruncationRate
+    | ErrorRate
+    | DuplicateRate
+    | Contamination,
     Field(discriminator="rule"),
 ]
 
@@ -104,6 +121,9 @@ class Policy(Config):
 
     limit: Annotated[int, Field(ge=1)] | None = None
     """Ask only the first this many problems of each suite."""
+
+    second_grader: SecondGrader | None = None
+    """Rules about accuracy pass only when they do under this grader as well."""
 
     rules: Annotated[tuple[Rule, ...], Field(min_length=1)]
 

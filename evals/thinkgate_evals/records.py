@@ -23,7 +23,18 @@ from thinkgate.errors import ConfigError, DataError
 from thinkgate.format import SplitStatus
 from thinkgate_evals.suites import LoadedSuite, changed_keys
 
-__all__ = ["Header", "Record", "Recording", "Session", "header_path", "read_records", "set_aside"]
+__all__ = [
+    "GRADED",
+    "Header",
+    "Record",
+    "Recording",
+    "Session",
+    "header_path",
+    "read_header",
+    "read_records",
+    "refuse_doubles",
+    "set_aside",
+]
 
 Key = tuple[str, int]
 
@@ -32,19 +43,28 @@ GRADED = frozenset({Verdict.CORRECT, Verdict.WRONG, Verdict.NO_ANSWER})
 
 
 class Record(Config):
-    """One sample: what was asked, what came back, what it was worth."""
+    """One sample: what was asked, what came back, what it was worth.
+
+    Only `problem_id` and `verdict` are always known; of records from elsewhere (`record_sets.py`)
+    the rest may be None, and what needs it then says nothing.
+    """
 
     problem_id: str
-    repeat: int
-    seed: int
-    prompt: str
+    repeat: int = 0
+    """Which of several answers to the problem, from 0."""
+
+    seed: int | None = None
+    prompt: str | None = None
     """The problem as it stands in the suite."""
 
-    prompt_hash: str
+    prompt_hash: str | None = None
     """Of the messages as they were sent."""
 
-    gold: str
+    gold: str | None = None
     verdict: Verdict
+    second_verdict: Verdict | None = None
+    """Of a second grader, where one was asked."""
+
     reasoning: str | None = None
     answer: str | None = None
     """None when the thought was cut off, or when the request failed."""
@@ -61,6 +81,9 @@ class Record(Config):
     latency_s: float | None = None
     request_id: str | None = None
     model_digest: str | None = None
+    cached: bool = False
+    """The answer was found in the response cache; its latency is of when it was asked."""
+
     error: str | None = None
     """Why the request failed; such a sample is asked again when the run is resumed."""
 
@@ -142,6 +165,15 @@ class Recording:
             line = line[self._file.write(line) :]
         self._done[record.key] = record
 
+    def replace(self, records: Iterable[Record]) -> None:
+        """Put these in the place of the ones with their keys, all at once."""
+        assert self._file is not None
+        self._done |= {record.key: record for record in records}
+        kept = [record for record in self._done.values() if record.error is None]
+        write_atomic(self.path, "".join(record.model_dump_json() + "\n" for record in kept))
+        self._file.close()
+        self._file = self._open.enter_context(self.path.open("ab", buffering=0))
+
     def close_session(self, session: Session) -> None:
         """Keep the time this session took."""
         self.header = self.header.model_copy(update={"sessions": (*self.header.sessions, session)})
@@ -162,7 +194,7 @@ class Recording:
         if not self.path.is_file() or not self.path.stat().st_size:
             self._write_header()
             return
-        self._match(_read_header(self.path))
+        self._match(read_header(self.path))
         _cut_torn_line(self.path)
         records = read_records(self.path)
         kept = [record for record in records if record.error is None]
@@ -222,22 +254,25 @@ def read_records(path: Path) -> list[Record]:
             where = ".".join(str(part) for part in first["loc"])
             reason = f"{where} {first['msg']}".strip()
             raise DataError(f"{path}, line {number}: not a record: {reason}") from error
-    _refuse_doubles(path, records)
+    refuse_doubles(path, records)
     return records
 
 
-def _refuse_doubles(path: Path, records: Iterable[Record]) -> None:
+def refuse_doubles(path: Path, records: Iterable[Record]) -> None:
+    """DataError when a sample occurs twice."""
     seen: set[Key] = set()
     for record in records:
         if record.key in seen:
             raise DataError(
                 f"{path}: problem {record.problem_id}, repeat {record.repeat} occurs twice; a "
-                "sample counted twice would make the intervals too narrow"
+                "sample counted twice would make the intervals too narrow, so number several "
+                "answers to a problem with 'sample': 0, 1, 2"
             )
         seen.add(record.key)
 
 
-def _read_header(records: Path) -> Header:
+def read_header(records: Path) -> Header:
+    """What the records of a run of ours belong to; DataError when the header is not there."""
     file = header_path(records)
     if not file.is_file():
         raise DataError(

@@ -1,29 +1,28 @@
 "use strict";
-// Filter buttons: show the traces of one group, or all.
-const buttons = document.querySelectorAll("[data-show]");
-for (const button of buttons) {
-  button.addEventListener("click", () => {
-    for (const other of buttons) other.setAttribute("aria-pressed", String(other === button));
-    for (const trace of document.querySelectorAll("[data-group]")) {
-      trace.hidden = button.dataset.show !== "" && trace.dataset.group !== button.dataset.show;
+// Filter buttons: within one suite, show the traces of one group, or all.
+for (const section of document.querySelectorAll("[data-suite]")) {
+  const buttons = section.querySelectorAll("[data-show]");
+  const traces = section.querySelectorAll("[data-group]");
+  const show = (wanted) => {
+    for (const button of buttons) {
+      button.setAttribute("aria-pressed", String(button.dataset.show === wanted));
     }
-  });
-}
-// Charts: the nearest point's value while the pointer is over one.
-for (const chart of document.querySelectorAll("svg.chart")) {
-  const points = JSON.parse(chart.dataset.points);
-  const dot = chart.querySelector(".hover");
-  const readout = chart.querySelector(".readout");
-  const show = (x, y, text) => {
-    dot.setAttribute("cx", x);
-    dot.setAttribute("cy", y);
-    readout.textContent = text;
+    for (const trace of traces) {
+      trace.hidden = wanted !== "" && trace.dataset.group !== wanted;
+    }
   };
-  chart.addEventListener("pointermove", (event) => {
-    const box = chart.getBoundingClientRect();
-    const at = ((event.clientX - box.left) / box.width) * chart.viewBox.baseVal.width;
-    const near = points.reduce((a, b) => (Math.abs(b[0] - at) < Math.abs(a[0] - at) ? b : a));
-    show(...near);
-  });
-  chart.addEventListener("pointerleave", () => show(-9, -9, ""));
+  for (const button of buttons) {
+    button.addEventListener("click", () => show(button.dataset.show));
+  }
+  // A problem's square leads to its trace, where the page has it.
+  for (const square of section.querySelectorAll("[data-problem]")) {
+    const trace = [...traces].find((one) => one.dataset.id === square.dataset.problem);
+    if (trace === undefined) continue;
+    square.classList.add("linked");
+    square.addEventListener("click", () => {
+      show("");
+      trace.scrollIntoView({ block: "center" });
+      trace.animate([{ outlineColor: "currentColor" }, { outlineColor: "transparent" }], 2000);
+    });
+  }
 }

@@ -11,16 +11,20 @@ import asyncio
 import hashlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 from thinkgate.answers import Verdict, check, extract
 from thinkgate.console import Meter, progress
 from thinkgate.errors import DataError, EndpointError, explain_os_error
 from thinkgate.problems import Problem
 from thinkgate_clients.client import AsyncClient, Failure, Reply, RequestFailed
+from thinkgate_evals.cache import ResponseCache
 from thinkgate_evals.records import Record, Recording, Session
+from thinkgate_evals.stats import wilson
 from thinkgate_evals.suites import LoadedSuite
 
 __all__ = ["Endpoint", "missing", "run", "sample_seed"]
@@ -42,6 +46,19 @@ class Endpoint:
     concurrency: int = 64
     timeout: float = 600.0
     max_retries: int = 5
+    others: tuple[str, ...] = ()
+    """More addresses of the same model, among which the requests are shared out."""
+
+    cache: Path | None = None
+    """Where answers are kept and looked for."""
+
+    read_cache: bool = True
+    """Whether they are looked for."""
+
+    @property
+    def identity(self) -> str:
+        """The model's digest where it has one, else its name and address."""
+        return self.digest or f"{self.model} at {self.base_url}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +81,9 @@ def run(endpoint: Endpoint, loaded: LoadedSuite, recording: Recording, limit: in
     try:
         asyncio.run(_Run(endpoint, loaded, recording, limit).run())
     except ExceptionGroup as group:
+        broken = group.subgroup(DataError)
+        if broken is not None:
+            raise _first(broken) from group
         disk = group.subgroup(OSError)
         if disk is not None and (sentence := explain_os_error(_first(disk))):
             raise DataError(
@@ -80,12 +100,12 @@ def run(endpoint: Endpoint, loaded: LoadedSuite, recording: Recording, limit: in
         ) from first
 
 
-def _first(group: ExceptionGroup[OSError]) -> OSError:
-    error: Exception = group
-    while isinstance(error, ExceptionGroup):
-        error = error.exceptions[0]
-    assert isinstance(error, OSError)
-    return error
+E = TypeVar("E", bound=Exception)
+
+
+def _first(group: ExceptionGroup[E]) -> E:
+    error = group.exceptions[0]
+    return _first(error) if isinstance(error, ExceptionGroup) else error
 
 
 def sample_seed(suite_seed: int, problem_id: str, repeat: int) -> int:
@@ -113,31 +133,44 @@ class _Run:
         self._recording = recording
         self._samples = list(_open_samples(recording, loaded, limit))
         self._planned = len(loaded.planned(limit)) * loaded.suite.samples
+        self._cache: ResponseCache | None = None
         self._failed_in_a_row = 0
         self._new: list[Record] = []
         done = recording.done.values()
         self._correct = sum(record.verdict is Verdict.CORRECT for record in done)
         self._graded = sum(record.graded for record in done)
+        self._problems = {record.problem_id for record in done if record.graded}
 
     async def run(self) -> None:
         endpoint = self._endpoint
         started = time.perf_counter()
-        client = AsyncClient(
-            endpoint.base_url,
+        try:
+            async with AsyncExitStack() as stack:
+                meter = stack.enter_context(progress(f"eval {self._loaded.name}", self._planned))
+                meter.set(self._planned - len(self._samples))
+                if endpoint.cache is not None:
+                    self._cache = stack.enter_context(ResponseCache(endpoint.cache))
+                clients = [
+                    await stack.enter_async_context(self._client(url))
+                    for url in (endpoint.base_url, *endpoint.others)
+                ]
+                queue = iter(self._samples)
+                async with asyncio.TaskGroup() as workers:
+                    for number in range(min(endpoint.concurrency, len(self._samples))):
+                        client = clients[number % len(clients)]
+                        workers.create_task(self._work(client, queue, meter))
+        finally:
+            self._close_session(time.perf_counter() - started)
+
+    def _client(self, url: str) -> AsyncClient:
+        endpoint = self._endpoint
+        return AsyncClient(
+            url,
             endpoint.model,
             api_key=endpoint.api_key,
             timeout=endpoint.timeout,
             max_retries=endpoint.max_retries,
         )
-        try:
-            with progress(f"eval {self._loaded.name}", self._planned) as meter:
-                meter.set(self._planned - len(self._samples))
-                queue = iter(self._samples)
-                async with client, asyncio.TaskGroup() as workers:
-                    for _ in range(min(endpoint.concurrency, len(self._samples))):
-                        workers.create_task(self._work(client, queue, meter))
-        finally:
-            self._close_session(time.perf_counter() - started)
 
     async def _work(self, client: AsyncClient, queue: Iterator[_Sample], meter: Meter) -> None:
         """Take samples from the queue the workers share until it is empty."""
@@ -148,8 +181,11 @@ class _Run:
             self._graded += record.graded
             self._correct += record.verdict is Verdict.CORRECT
             meter.advance()
-            if self._graded:
-                meter.note(f"accuracy {self._correct / self._graded:.1%}")
+            if record.graded:
+                self._problems.add(record.problem_id)
+                # A problem counts once, however many answers it has: never too narrow.
+                low, high = wilson(self._correct / self._graded, len(self._problems))
+                meter.note(f"accuracy {self._correct / self._graded:.1%} ({low:.0%} to {high:.0%})")
             self._stop_if_hopeless(record)
 
     async def _measure(self, client: AsyncClient, sample: _Sample) -> Record:
@@ -166,7 +202,7 @@ class _Run:
             "gold": problem.gold,
         }
         try:
-            reply = await _ask(client, messages, sampling)
+            reply, cached = await self._ask(client, messages, sampling)
         except RequestFailed as error:
             if error.failure in (Failure.UNREACHABLE, Failure.REFUSED):
                 raise
@@ -174,16 +210,31 @@ class _Run:
             failed = {"verdict": Verdict.ERROR, "error": str(error)}
             return Record.model_validate(asked | failed)
         self._failed_in_a_row = 0
-        self._check_digest(reply)
+        self._check_digest(client, reply)
         # In a thread: a hard comparison may take seconds, and the other requests go on.
         verdict, extracted = await asyncio.to_thread(_grade, reply.answer, problem.gold)
-        return _answered(asked, reply, verdict, extracted)
+        return _answered({**asked, "cached": cached}, reply, verdict, extracted)
 
-    def _check_digest(self, reply: Reply) -> None:
+    async def _ask(
+        self, client: AsyncClient, messages: list[dict[str, str]], sampling: Mapping[str, Any]
+    ) -> tuple[Reply, bool]:
+        """The answer, and whether it was in the cache."""
+        if self._cache is None:
+            return await _ask(client, messages, sampling), False
+        key = ResponseCache.key(self._endpoint.identity, messages, sampling)
+        kept = self._cache.get(key) if self._endpoint.read_cache else None
+        if kept is not None:
+            return kept, True
+        reply = await _ask(client, messages, sampling)
+        self._check_digest(client, reply)  # before it is kept under the wrong weights
+        self._cache.put(key, reply)
+        return reply, False
+
+    def _check_digest(self, client: AsyncClient, reply: Reply) -> None:
         expected, found = self._endpoint.digest, reply.model_digest
         if expected and found and expected != found:
             raise EndpointError(
-                f"{self._endpoint.base_url} now serves model {found[:12]}, not {expected[:12]}"
+                f"{client.base_url} now serves model {found[:12]}, not {expected[:12]}"
             )
 
     def _stop_if_hopeless(self, record: Record) -> None:
@@ -191,7 +242,7 @@ class _Run:
             raise EndpointError(f"{self._failed_in_a_row} requests in a row failed: {record.error}")
 
     def _close_session(self, seconds: float) -> None:
-        answered = [record for record in self._new if record.error is None]
+        answered = [r for r in self._new if r.error is None and not r.cached]
         tokens = sum((r.reasoning_tokens or 0) + (r.answer_tokens or 0) for r in answered)
         if answered:
             self._recording.close_session(
@@ -200,7 +251,7 @@ class _Run:
 
 
 async def _ask(
-    client: AsyncClient, messages: list[dict[str, str]], sampling: dict[str, Any]
+    client: AsyncClient, messages: list[dict[str, str]], sampling: Mapping[str, Any]
 ) -> Reply:
     """Ask; where the context leaves less room than `max_tokens`, with the room there is."""
     try:
@@ -209,7 +260,7 @@ async def _ask(
         if (error.code, error.param) != ("context_length_exceeded", "max_tokens"):
             raise
     # Without a limit the server's is what is left of the context, which is less than was asked.
-    return await client.ask(messages, **(sampling | {"max_tokens": None}))
+    return await client.ask(messages, **{**sampling, "max_tokens": None})
 
 
 def _grade(answer: str | None, gold: str) -> tuple[Verdict, str | None]:

@@ -1,61 +1,137 @@
-"""Training data: problems as the rows TRL's trainers take, and their fingerprint."""
+"""Training data: a recipe's rows, prepared, as the data sets its trainer takes."""
 
 import hashlib
 import random
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thinkgate.checkpoint import DataFingerprint
 from thinkgate.errors import DataError
-from thinkgate.format import Tags
-from thinkgate.problems import Problem, prompt_key
-from thinkgate_train.recipe import ColdStart, Prompt
+from thinkgate.problems import prompt_key
+from thinkgate_train.recipe import RL_METHODS, Recipe
+from thinkgate_train.sources import (
+    Row,
+    load_rows,
+    prompt_text,
+    require_columns,
+    without_suites,
+)
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["cold_start_rows", "fingerprint", "grpo_rows"]
+__all__ = ["Rows", "fingerprint", "prepare_rows", "render", "training_set"]
+
+NEEDED = {"dpo": ("chosen", "rejected"), "reward_model": ("chosen", "rejected")}
 
 
-def grpo_rows(problems: list[Problem], prompt: Prompt) -> "Dataset":
-    """Columns `prompt` (messages) and `gold`."""
-    from datasets import Dataset
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """What is trained on, what is only measured, and what was left out and why."""
 
-    return Dataset.from_list(
-        [{"prompt": prompt.messages(p.prompt), "gold": p.gold} for p in problems]
+    train: list[Row]
+    held_out: list[Row]
+    problems: list[Any]
+    """The prompts of `train` as the source has them, before the recipe's prompt was put around."""
+    notes: list[str] = field(default_factory=list)
+
+
+def prepare_rows(
+    recipe: Recipe, tokenizer: "PreTrainedTokenizerBase", data_dir: Path | None = None
+) -> Rows:
+    """The rows of a recipe, each asked in its prompt; DataError when nothing is left."""
+    settings = recipe.prepare
+    rows = load_rows(recipe.data, data_dir)[: settings.limit]
+    require_columns(rows, _needed(recipe), f"method '{recipe.method}'")
+    notes: list[str] = []
+    if settings.decontaminate:
+        rows, removed = without_suites(rows, settings.decontaminate, data_dir)
+        notes.append(f"{removed} rows share text with {', '.join(settings.decontaminate)}: removed")
+    asked = [
+        {**row, "prompt": recipe.prompt.ask(row["prompt"])} if "prompt" in row else row
+        for row in rows
+    ]
+    fits = [True] * len(rows)
+    if settings.max_prompt_length is not None:
+        fits = _no_longer(tokenizer, asked, settings.max_prompt_length)
+        notes.append(
+            f"{fits.count(False)} prompts are longer than {settings.max_prompt_length} tokens: "
+            "left out"
+        )
+    kept = [(row, new) for row, new, short in zip(rows, asked, fits, strict=True) if short]
+    if len(kept) <= settings.held_out:
+        raise DataError(
+            f"{recipe.name}: {len(kept)} rows are left to train on after preparing "
+            f"({'; '.join(notes) or 'nothing was removed'}), {settings.held_out} are held out; "
+            "relax 'prepare', or give more data"
+        )
+    cut = len(kept) - settings.held_out
+    return Rows(
+        train=[new for _, new in kept[:cut]],
+        held_out=[new for _, new in kept[cut:]],
+        problems=[row.get("prompt") or row.get("chosen") for row, _ in kept[:cut]],
+        notes=notes,
     )
 
 
-def cold_start_rows(
-    problems: list[Problem],
-    prompt: Prompt,
-    cold_start: ColdStart,
-    tokenizer: "PreTrainedTokenizerBase",
-    tags: Tags,
-    seed: int,
+def training_set(
+    recipe: Recipe, rows: list[Row], tokenizer: "PreTrainedTokenizerBase"
 ) -> "Dataset":
-    """Columns `input_ids` and `labels` (-100 on the prompt).
+    """The data set of `recipe.method`'s trainer."""
+    from datasets import Dataset
 
-    A completion is the worked steps, or an empty thought, then the gold.
+    if recipe.method == "sft":
+        return _supervised(recipe, rows, tokenizer)
+    if recipe.method in RL_METHODS:
+        # Columns of other names reach the reward functions under them.
+        return Dataset.from_list(
+            [{k: v for k, v in row.items() if k != "completion"} for row in rows]
+        )
+    return Dataset.from_list([_preference(row) for row in rows])
+
+
+def render(tokenizer: Any, prompt: str | list[dict[str, str]]) -> str:
+    """The text the model continues: the chat template over messages, plain text as it is."""
+    if isinstance(prompt, str):
+        return prompt
+    return tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+
+
+def fingerprint(name: str, rows: Rows) -> tuple[DataFingerprint, frozenset[str]]:
+    """The fingerprint for the manifest, and the key of every problem trained on."""
+    keys = sorted({prompt_key(prompt_text({"prompt": problem})) for problem in rows.problems})
+    digest = hashlib.sha256("\n".join(keys).encode()).hexdigest()
+    return DataFingerprint(name=name, count=len(rows.train), sha256=digest), frozenset(keys)
+
+
+def _no_longer(tokenizer: Any, rows: list[Row], longest: int) -> list[bool]:
+    texts = [render(tokenizer, row["prompt"]) for row in rows]
+    # In one batch: a fast tokenizer uses all cores.
+    return [len(ids) <= longest for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+
+
+def _needed(recipe: Recipe) -> tuple[str, ...]:
+    if recipe.method in NEEDED:
+        return NEEDED[recipe.method]
+    if recipe.method == "sft":
+        return ("prompt", "gold", "steps") if recipe.cold_start else ("prompt", "completion")
+    judged = any(reward.name in ("correctness", "second_opinion") for reward in recipe.rewards)
+    verified = recipe.sampling is not None and recipe.sampling.verify
+    return ("prompt", "gold") if judged or verified else ("prompt",)
+
+
+def _supervised(recipe: Recipe, rows: list[Row], tokenizer: Any) -> "Dataset":
+    """Columns `input_ids` and `labels` (-100 on the prompt).
 
     Tokenised here in one batch, since the loss must cover exactly what the model will generate
     after the rendered prompt, end-of-turn token included.
     """
     from datasets import Dataset
 
-    draw = random.Random(seed)
-    prompts: list[str] = []
-    completions: list[str] = []
-    for problem in problems:
-        if not problem.steps:
-            raise DataError(f"problem {problem.id} has no worked steps to build a cold start from")
-        direct = draw.random() < cold_start.direct_share
-        thought = "" if direct else "\n".join(problem.steps)
-        rendered: Any = tokenizer.apply_chat_template(
-            prompt.messages(problem.prompt), tokenize=False, add_generation_prompt=True
-        )
-        prompts.append(rendered)
-        completions.append(f"{tags.open}{thought}{tags.close}{problem.gold}{tokenizer.eos_token}")
+    prompts = [render(tokenizer, row["prompt"]) for row in rows]
+    completions = [f"{text}{tokenizer.eos_token}" for text in _completions(recipe, rows)]
     before: Any = tokenizer(prompts, add_special_tokens=False)["input_ids"]
     after: Any = tokenizer(completions, add_special_tokens=False)["input_ids"]
     return Dataset.from_dict(
@@ -66,8 +142,27 @@ def cold_start_rows(
     )
 
 
-def fingerprint(name: str, problems: list[Problem]) -> tuple[DataFingerprint, frozenset[str]]:
-    """The fingerprint for the manifest, and the key of every prompt."""
-    keys = sorted({prompt_key(p.prompt) for p in problems})
-    digest = hashlib.sha256("\n".join(keys).encode()).hexdigest()
-    return DataFingerprint(name=name, count=len(problems), sha256=digest), frozenset(keys)
+def _completions(recipe: Recipe, rows: list[Row]) -> list[str]:
+    """The column `completion`; for a cold start the worked steps, or no thought, then the gold."""
+    if recipe.cold_start is None:
+        return [str(row["completion"]) for row in rows]
+    draw = random.Random(recipe.seed)
+    tags, share = recipe.tags, recipe.cold_start.direct_share
+    return [
+        f"{tags.open}{'' if draw.random() < share else chr(10).join(row['steps'])}"
+        f"{tags.close}{row['gold']}"
+        for row in rows
+    ]
+
+
+def _preference(row: Row) -> Row:
+    """Prompt, chosen and rejected, all three as text or all three as messages."""
+    pair = {side: row[side] for side in ("chosen", "rejected")}
+    if "prompt" not in row:
+        return pair
+    if not isinstance(row["prompt"], str):
+        pair = {
+            side: [{"role": "assistant", "content": text}] if isinstance(text, str) else text
+            for side, text in pair.items()
+        }
+    return {"prompt": row["prompt"], **pair}

@@ -1,20 +1,21 @@
-"""The main path of training: recipe → model and data → TRL trainer → checkpoint folder.
+"""The main path of training: recipe → model and rows → trainer → checkpoint folder.
 
-Does not know how a checkpoint is measured or served; it ends with a manifest on disk.
+What a run has reached lies in a hidden folder beside `out` (trainer states, metrics, rollouts)
+until the checkpoint is complete, so that an interrupted run can go on. Does not know how a
+checkpoint is measured or served; it ends with a manifest on disk.
 """
 
 import functools
 import json
-import logging
+import os
 import shutil
-import warnings
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from thinkgate.checkpoint import (
     META,
     Checkpoint,
+    HealthRecord,
     Manifest,
     TemplateFingerprint,
     load_checkpoint,
@@ -22,78 +23,239 @@ from thinkgate.checkpoint import (
     now,
     package_versions,
     require_space,
+    write_atomic,
     write_manifest,
     writing_checkpoint,
 )
-from thinkgate.console import progress
-from thinkgate.errors import CheckpointError, MissingDependencyError
+from thinkgate.console import console, progress
+from thinkgate.errors import ConfigError
 from thinkgate.format import prefilled_by, split
-from thinkgate.problems import load
-from thinkgate_train.data import cold_start_rows, fingerprint, grpo_rows
-from thinkgate_train.recipe import Recipe, trl_config
-from thinkgate_train.rewards import REWARDS
-from thinkgate_train.scratch import build_model, build_tokenizer
-from thinkgate_train.watch import metrics_callback, observed
+from thinkgate_train.curriculum import by_pass_rate
+from thinkgate_train.data import Rows, fingerprint, prepare_rows
+from thinkgate_train.health import RunFacts
+from thinkgate_train.hub import push
+from thinkgate_train.interrupt import Interruption
+from thinkgate_train.models import Start, load_start, merged_model, prepare_libraries
+from thinkgate_train.plots import write_plots
+from thinkgate_train.preflight import preflight, require_chat_template
+from thinkgate_train.recipe import Recipe
+from thinkgate_train.rewards import build
+from thinkgate_train.trainers import Parts, build_trainer
+from thinkgate_train.trl_options import trl_config
+from thinkgate_train.watch import Watch
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-__all__ = ["METRICS", "train"]
+__all__ = ["METRICS", "RunState", "main_process", "train"]
 
 METRICS = "metrics.jsonl"
+COMPLETIONS = "completions.jsonl"
+ADAPTER = "adapter"
 RECORDED_PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "thinkgate")
+# What may differ between a run and its resumption: how far and how it goes on, not what it is.
+RESUMABLE = (
+    "trl",
+    "health",
+    "hang_after",
+    "disk_mib",
+    "preflight",
+    "push_to",
+    "hardware",
+    "time",
+    "moves",
+)
 
 
-@dataclass(frozen=True, slots=True)
-class Start:
-    """What training starts from."""
+def train(
+    recipe: Recipe,
+    out: Path,
+    *,
+    resume: bool = False,
+    restart: bool = False,
+    check_only: bool = False,
+    data_dir: Path | None = None,
+) -> Checkpoint | None:
+    """Run `recipe` and leave a complete checkpoint at `out`; None when only checked.
 
-    model: "PreTrainedModel"
-    tokenizer: "PreTrainedTokenizerBase"
-    parent: Checkpoint | None
-
-
-def train(recipe: Recipe, out: Path) -> Checkpoint:
-    """Run `recipe` and leave a complete checkpoint at `out`; an interrupted run leaves none.
-
-    Raises ConfigError, DataError, CheckpointError or TrainingError, each before or instead of
-    touching an existing `out`.
+    An interrupted run leaves its state beside `out`; `resume` goes on from there, `restart` throws
+    it away. Raises ConfigError, DataError, CheckpointError or TrainingError, each before or instead
+    of touching an existing `out`.
     """
-    _require_packages()
+    prepare_libraries()
     require_space(out, recipe.disk_mib)
-    problems = load(recipe.data)
-    data_print, keys = fingerprint(recipe.data.source, problems)
-    import torch
-    from transformers import PrinterCallback, set_seed
+    from transformers import set_seed
 
-    _quiet()
     set_seed(recipe.seed)
-    scratch = out.with_name(f".{out.name}.trainer")
-    config = trl_config(recipe, str(scratch))
-    start = _start(recipe)
-    inherited = start.parent.seen_prompts() if start.parent else frozenset[str]()
-    prefilled = prefilled_by(start.tokenizer, tags=recipe.tags)
+    state = RunState(out)
+    step = 0 if check_only else state.step_to_go_on_from(recipe, resume=resume, restart=restart)
+    watched = recipe.watched()
+    config: Any = trl_config(watched, str(state.folder))
+    start = load_start(recipe)
+    require_chat_template(recipe, start.tokenizer)
+    rows = prepare_rows(recipe, start.tokenizer, data_dir)
+    # Rows that are conversations already are rendered by the template, whatever 'prompt' says.
+    plain = isinstance(rows.train[0].get("prompt", "" if not recipe.prompt.chat else None), str)
+    prefilled = not plain and prefilled_by(start.tokenizer, tags=recipe.tags)
     splitter = functools.partial(split, prefilled=prefilled, tags=recipe.tags)
+    if recipe.prepare.curriculum is not None:
+        rows = by_pass_rate(recipe, start, rows, splitter, config)
+    rewards = [build(reward.name, splitter, reward.args) for reward in watched.rewards]
+    for note in rows.notes:
+        console.print(f"  {note}", soft_wrap=True)
+    # A run that goes on was looked at when it began.
+    if main_process() and (check_only or (recipe.preflight.enabled and not resume)):
+        preflight(
+            recipe,
+            start,
+            rows,
+            rewards[: len(recipe.rewards)],
+            splitter,
+            config,
+            data_dir,
+            detailed=check_only,
+        )
+    if check_only:
+        return None
+    if not step and main_process():
+        state.begin(recipe)
+    with progress(recipe.name) as meter:
+        watch = Watch(
+            folder=state.folder,
+            meter=meter,
+            facts=_facts(watched, config, prefilled),
+            mode=recipe.health,
+            main=main_process(),
+            hang_after=recipe.hang_after,
+        )
+        if step:
+            watch.resume(step)
+        interruption = Interruption()
+        trainer = build_trainer(
+            recipe,
+            Parts(
+                start=start,
+                rows=rows,
+                config=config,
+                rewards=watch.observe(rewards, splitter, start.tokenizer),
+                callbacks=[
+                    watch.callback(),
+                    interruption.callback(learning_rate=config.learning_rate),
+                ],
+            ),
+        )
+        try:
+            with interruption.watching():
+                trainer.train(resume_from_checkpoint=str(state.checkpoint(step)) if step else None)
+        finally:
+            watch.close()
+    if interruption.happened:
+        console.print(f"  step {trainer.state.global_step} is saved; --resume goes on from it")
+        raise KeyboardInterrupt
+    result = state.folder / "result"
+    trainer.save_model(str(result))  # by all processes: sharded weights are gathered here
+    if main_process():
+        _finish(recipe, out, state, start, rows, _template(recipe, start, prefilled, config), watch)
+        if recipe.push_to is not None:
+            console.print(f"  pushed to {push(out, recipe.push_to)}", soft_wrap=True)
+    trainer.accelerator.wait_for_everyone()
+    return load_checkpoint(out)
+
+
+def main_process() -> bool:
+    """Whether this process prints and writes; under `accelerate launch` one does."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+class RunState:
+    """The hidden folder of an unfinished run."""
+
+    def __init__(self, out: Path) -> None:
+        self.folder = out.with_name(f".{out.name}.training")
+        self._out = out
+
+    def step_to_go_on_from(self, recipe: Recipe, *, resume: bool, restart: bool) -> int:
+        """0 to begin. ConfigError when a state is there and not asked for, is asked for and not
+        there, or belongs to another recipe."""
+        latest = self.latest()
+        if resume and not latest:
+            raise ConfigError(
+                f"{self._out}: there is no interrupted run to resume; start it without --resume"
+            )
+        if latest and not resume and not restart:
+            raise ConfigError(
+                f"{self._out}: an interrupted run has reached step {latest}; pass --resume to go "
+                "on, or --force to start over"
+            )
+        if resume:
+            self._require_same(recipe)
+        return latest if resume else 0
+
+    def begin(self, recipe: Recipe) -> None:
+        """An empty folder that knows its recipe."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        write_atomic(self.folder / "recipe.json", recipe.model_dump_json(indent=2))
+        (self.folder / METRICS).touch()
+
+    def latest(self) -> int:
+        """The newest step whose state is complete, else 0."""
+        # trainer_state.json is the last file the trainer writes.
+        found = self.folder.glob("checkpoint-*/trainer_state.json")
+        return max((int(file.parent.name.rpartition("-")[2]) for file in found), default=0)
+
+    def checkpoint(self, step: int) -> Path:
+        """The trainer's state at `step`."""
+        return self.folder / f"checkpoint-{step}"
+
+    def read(self, name: str) -> list[dict[str, Any]]:
+        """The rows of one of the run's JSONL files; none when it was never written."""
+        file = self.folder / name
+        lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+        return [json.loads(line) for line in lines]
+
+    def _require_same(self, recipe: Recipe) -> None:
+        begun = json.loads((self.folder / "recipe.json").read_text(encoding="utf-8"))
+        asked = recipe.model_dump(mode="json")
+        changed = [k for k in asked if k not in RESUMABLE and asked[k] != begun.get(k)]
+        if changed:
+            raise ConfigError(
+                f"{self._out}: the interrupted run had another {', '.join(changed)}; resume it "
+                "with the same recipe, or pass --force to start over"
+            )
+
+
+def _finish(
+    recipe: Recipe,
+    out: Path,
+    state: RunState,
+    start: Start,
+    rows: Rows,
+    template: TemplateFingerprint,
+    watch: Watch,
+) -> None:
+    """The checkpoint folder from what training left, its manifest last."""
+    result = state.folder / "result"
+    health: HealthRecord | None = watch.record()
+    metrics = state.read(METRICS)
+    data_print, keys = fingerprint(recipe.data.source, rows)
+    inherited = start.parent.seen_prompts() if start.parent else frozenset[str]()
     with writing_checkpoint(out) as folder:
-        metrics = folder / META / METRICS
-        metrics.touch()
-        with progress(recipe.name) as meter:
-            common: dict[str, Any] = {
-                "model": start.model,
-                "args": config,
-                "processing_class": start.tokenizer,
-                "callbacks": [metrics_callback(metrics, meter)],
-                "peft_config": _lora(recipe),
-            }
-            trainer = _trainer(recipe, problems, splitter, common)
-            trainer.remove_callback(PrinterCallback)  # the meter shows the numbers
-            trainer.train()
-        model: Any = trainer.accelerator.unwrap_model(trainer.model)
         if recipe.peft is not None:
-            model = model.merge_and_unload()
-        model.to(torch.float32 if recipe.model.dtype == "float32" else model.dtype)
-        model.save_pretrained(folder)
+            merged_model(recipe, result).save_pretrained(folder)
+            shutil.copytree(result, folder / META / ADAPTER, ignore=_only_adapter)
+        else:
+            for file in result.iterdir():
+                if file.suffix not in (".bin", ".pt", ".pth"):  # pickles: nothing loads them
+                    shutil.move(file, folder / file.name)
         start.tokenizer.save_pretrained(folder)
+        for name in (METRICS, COMPLETIONS):
+            if (state.folder / name).is_file():
+                shutil.copyfile(state.folder / name, folder / META / name)
+        write_plots(
+            folder / META / "plots.html",
+            title=recipe.name,
+            metrics=metrics,
+            completions=state.read(COMPLETIONS),
+            health=health,
+            method=recipe.method,
+        )
         write_manifest(
             folder,
             Manifest(
@@ -102,120 +264,50 @@ def train(recipe: Recipe, out: Path) -> Checkpoint:
                 recipe=recipe.name,
                 config=recipe.model_dump(mode="json"),
                 data=(*(start.parent.manifest.data if start.parent else ()), data_print),
-                template=_template(recipe, start.tokenizer, prefilled, config),
+                template=template,
                 packages=package_versions(*RECORDED_PACKAGES),
                 seed=recipe.seed,
                 parent=start.parent.digest if start.parent else None,
-                metrics=_last_metrics(metrics),
+                metrics=functools.reduce(lambda last, row: last | row, metrics, {}),
+                health=health,
                 model_digest=model_digest(folder),
                 created=now(),
             ),
             keys | inherited,
         )
-    shutil.rmtree(scratch, ignore_errors=True)
-    return load_checkpoint(out)
+    shutil.rmtree(state.folder, ignore_errors=True)
 
 
-def _trainer(recipe: Recipe, problems: list[Any], splitter: Any, common: dict[str, Any]) -> Any:
-    from trl import GRPOTrainer, SFTTrainer
+def _only_adapter(_: str, names: list[str]) -> set[str]:
+    """What of the trainer's result is not the adapter: the tokenizer is in the checkpoint."""
+    return {name for name in names if not name.startswith("adapter_")}
 
-    if recipe.method == "sft":
-        assert recipe.cold_start is not None  # Recipe checks it
-        rows = cold_start_rows(
-            problems,
-            recipe.prompt,
-            recipe.cold_start,
-            common["processing_class"],
-            recipe.tags,
-            recipe.seed,
-        )
-        return SFTTrainer(train_dataset=rows, **common)
-    first, *others = [REWARDS[reward.name](splitter, **reward.args) for reward in recipe.rewards]
-    rewards: list[Any] = [observed(first, splitter, common["processing_class"]), *others]
-    common["args"].reward_weights = [reward.weight for reward in recipe.rewards]
-    return GRPOTrainer(
-        train_dataset=grpo_rows(problems, recipe.prompt), reward_funcs=rewards, **common
+
+def _facts(recipe: Recipe, config: Any, prefilled: bool) -> RunFacts:
+    return RunFacts(
+        method=recipe.method,
+        learning_rate=config.learning_rate,
+        max_completion_length=getattr(config, "max_completion_length", None),
+        beta=getattr(config, "beta", 0.0),
+        epsilon=getattr(config, "epsilon", 0.2),
+        reward_names=tuple(reward.name for reward in recipe.rewards),
+        reward_weights=tuple(reward.weight for reward in recipe.rewards),
+        temperature=getattr(config, "temperature", 1.0),
+        max_steps=config.max_steps,
+        tags_prefilled=prefilled,
     )
 
 
-def _start(recipe: Recipe) -> Start:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    if recipe.model.scratch is not None:
-        tokenizer = build_tokenizer()
-        return Start(build_model(tokenizer, recipe.model.scratch), tokenizer, None)
-    source = str(recipe.model.path)
-    if not Path(source).is_dir() and (source.count("/") != 1 or source.startswith((".", "/", "~"))):
-        raise CheckpointError(
-            f"model.path '{source}': no such folder, and not the id of a Hub model"
-        )
-    # A folder must be one of our finished checkpoints or a plain model folder; never half of one.
-    parent = load_checkpoint(Path(source)) if (Path(source) / META).is_dir() else None
-    pinned: dict[str, Any] = {"revision": recipe.model.revision} if recipe.model.revision else {}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **pinned)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=recipe.model.dtype, **pinned)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(
-            f"model.path '{source}': cannot load it: {reason}; give a checkpoint folder, or the id "
-            "of a Hub model where the Hub can be reached"
-        ) from error
-    return Start(model, tokenizer, parent)
-
-
-def _lora(recipe: Recipe) -> Any:
-    if recipe.peft is None:
-        return None
-    from peft import LoraConfig
-
-    return LoraConfig(
-        r=recipe.peft.r,
-        lora_alpha=int(recipe.peft.alpha),
-        lora_dropout=recipe.peft.dropout,
-        target_modules=recipe.peft.target_modules,
-        task_type="CAUSAL_LM",
-    )
-
-
-def _template(recipe: Recipe, tokenizer: Any, prefilled: bool, config: Any) -> TemplateFingerprint:
+def _template(recipe: Recipe, start: Start, prefilled: bool, config: Any) -> TemplateFingerprint:
     import hashlib
 
     names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
     return TemplateFingerprint(
-        chat_template_sha256=hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest(),
+        chat_template_sha256=hashlib.sha256(
+            str(start.tokenizer.chat_template).encode()
+        ).hexdigest(),
         open_tag=recipe.tags.open,
         close_tag=recipe.tags.close,
         prefilled=prefilled,
         sampling={n: getattr(config, n) for n in names if getattr(config, n, None) is not None},
     )
-
-
-def _last_metrics(file: Path) -> dict[str, float]:
-    """Of each metric the last value logged."""
-    last: dict[str, float] = {}
-    for line in file.read_text(encoding="utf-8").splitlines():
-        last |= json.loads(line)
-    return last
-
-
-def _require_packages() -> None:
-    try:
-        import peft  # noqa: F401
-        import trl  # noqa: F401
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"training needs {error.name}, which is not installed; pip install 'thinkgate[train]'"
-        ) from error
-
-
-def _quiet() -> None:
-    """What libraries print about themselves on every run hides what matters; errors stay."""
-    import datasets
-    from transformers.utils import logging as transformers_logging
-
-    datasets.disable_progress_bars()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    logging.getLogger("trl").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module=r"(torch|transformers|trl|peft|accelerate)\b.*")

@@ -1,7 +1,8 @@
 """Line charts and interval marks as inline SVG, drawn here because they must be small, follow the
-page's light and dark colours, and need no script or file beside the page.
+page's light and dark colours, and need no file beside the page. Every text is escaped.
 
-Knows numbers and labels only; every text is escaped.
+`CHART_STYLE` and `CHART_SCRIPT` go into the page once; the script only shows the value under the
+pointer. Knows numbers and labels only; needs markupsafe, which comes with Jinja.
 """
 
 import json
@@ -11,10 +12,52 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-__all__ = ["Curve", "draw_curve", "draw_interval"]
+__all__ = ["CHART_SCRIPT", "CHART_STYLE", "Curve", "Mark", "draw_curve", "draw_interval"]
 
 WIDTH, HEIGHT = 480, 230
 LEFT, RIGHT, TOP, BOTTOM = 46, 58, 12, 26
+
+CHART_STYLE = """
+svg.chart { display: block; width: 100%; height: auto; touch-action: pan-y; }
+svg polyline { fill: none; stroke: var(--accent); stroke-linejoin: round; }
+svg .raw { stroke-width: 1; opacity: .35; } svg .smooth { stroke-width: 2.5; }
+svg .grid { stroke: var(--line); } svg .dot, svg .hover { fill: var(--accent); }
+svg .mark { stroke: var(--open); stroke-width: 1.5; stroke-dasharray: 4 3; }
+svg .mark.bad { stroke: var(--fail); }
+svg text { fill: var(--dim); font: 12px system-ui, sans-serif; }
+svg .last { fill: var(--ink); font-weight: 600; } svg .readout { fill: var(--ink); }
+svg .number { fill: var(--open); font-weight: 600; } svg .number.bad { fill: var(--fail); }
+"""
+CHART_SCRIPT = """
+for (const chart of document.querySelectorAll("svg.chart")) {
+  const points = JSON.parse(chart.dataset.points);
+  const dot = chart.querySelector(".hover");
+  const readout = chart.querySelector(".readout");
+  const show = (x, y, text) => {
+    dot.setAttribute("cx", x);
+    dot.setAttribute("cy", y);
+    readout.textContent = text;
+  };
+  chart.addEventListener("pointermove", (event) => {
+    const box = chart.getBoundingClientRect();
+    const at = ((event.clientX - box.left) / box.width) * chart.viewBox.baseVal.width;
+    const near = points.reduce((a, b) => (Math.abs(b[0] - at) < Math.abs(a[0] - at) ? b : a));
+    show(...near);
+  });
+  chart.addEventListener("pointerleave", () => show(-9, -9, ""));
+}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A vertical line at a step."""
+
+    step: float
+    label: str
+    """One or two characters at its top."""
+    title: str
+    bad: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +67,7 @@ class Curve:
     title: str
     points: Sequence[tuple[float, float]]
     percent: bool = False
+    marks: Sequence[Mark] = ()
 
 
 def draw_curve(curve: Curve) -> Markup:
@@ -67,9 +111,21 @@ def draw_curve(curve: Curve) -> Markup:
     label = escape(f"{curve.title}, step {steps[0]:g} to {steps[-1]:g}: from {first} to {last}")
     return Markup(
         f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}" '
-        f'data-points="{escape(json.dumps(data))}">{grid}{feet}{line(values, "raw")}'
+        f'data-points="{escape(json.dumps(data))}">{grid}{feet}{_marks(curve, steps, x_of)}'
+        f"{line(values, 'raw')}"
         f'{line(smooth, "smooth")}{end}<circle class="hover" r="4" cx="-9" cy="-9"/>'
         f'<text class="readout" x="{WIDTH - RIGHT}" y="{TOP}" text-anchor="end"></text></svg>'
+    )
+
+
+def _marks(curve: Curve, steps: Sequence[float], x_of: Callable[[float], float]) -> str:
+    inside = [mark for mark in curve.marks if steps[0] <= mark.step <= steps[-1]]
+    return "".join(
+        f'<g><title>{escape(mark.title)}</title><path class="mark{" bad" if mark.bad else ""}" '
+        f'd="M{x_of(mark.step):.1f} {TOP}V{HEIGHT - BOTTOM}"/><text class="number'
+        f'{" bad" if mark.bad else ""}" x="{x_of(mark.step):.1f}" y="{TOP - 2}" '
+        f'text-anchor="middle">{escape(mark.label)}</text></g>'
+        for mark in inside
     )
 
 
@@ -115,4 +171,7 @@ def _ticks(low: float, high: float, percent: bool) -> list[float]:
 def _figure(value: float, percent: bool) -> str:
     if percent:
         return f"{value:.0%}" if abs(value * 100 - round(value * 100)) < 0.05 else f"{value:.1%}"
+    for least, size, unit in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
+        if abs(value) >= least:
+            return f"{value / size:.3g}{unit}"
     return f"{value:.3g}"
