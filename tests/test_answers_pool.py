@@ -147,6 +147,29 @@ def test_the_second_opinion_is_not_taken_for_the_first() -> None:
     assert (check(*pair), second_opinion(*pair)) == (first, second)
 
 
+def test_a_machine_that_is_busy_elsewhere_costs_no_verdict(workers: set[int]) -> None:
+    for pid in workers:
+        os.kill(pid, signal.SIGSTOP)
+    wake = threading.Timer(1.0, lambda: [os.kill(pid, signal.SIGCONT) for pid in workers])
+    wake.start()
+    try:
+        assert check(*hard_pair(), timeout=0.5) is Verdict.CORRECT
+    finally:
+        wake.join()
+
+
+def test_a_worker_that_stands_still_is_given_up(workers: set[int]) -> None:
+    for pid in workers:
+        os.kill(pid, signal.SIGSTOP)
+    start = time.monotonic()
+    assert check(*hard_pair(), timeout=0.5) is Verdict.ERROR
+    assert 1.9 < time.monotonic() - start < 20
+    assert gone(workers, 10) or len(workers) > 1
+    for pid in workers:
+        if alive(pid):
+            os.kill(pid, signal.SIGCONT)
+
+
 def test_a_worker_killed_while_idle_costs_nothing(workers: set[int]) -> None:
     for pid in workers:
         os.kill(pid, signal.SIGKILL)

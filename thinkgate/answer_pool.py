@@ -1,10 +1,11 @@
 """The killable processes that compare answers which plain arithmetic cannot settle.
 
-Owns the worker processes: starting them, one hard wall-clock limit per comparison measured
-in this process, killing what overruns, replacing what died, and leaving nothing behind.
-Knows nothing about answers: it ships two strings and brings one verdict word back.
+Owns the worker processes: starting them, hard limits per comparison (of the worker's CPU time,
+kept by the kernel, and of wall-clock time, measured in this process), killing what overruns,
+replacing what died, and leaving nothing behind. Knows nothing about answers: it ships two strings
+and brings one verdict word back.
 
-A worker is a fresh interpreter talking over two pipes, never a fork of the caller, so it
+A worker is a fresh interpreter talking over pipes, never a fork of the caller, so it
 holds none of the caller's sockets, GPU handles or locks. The pool has no threads of its own:
 the calling thread waits on its worker's pipe, which makes it safe in threads, behind
 `asyncio.to_thread`, and in forked DataLoader or TRL processes (a fork starts its own pool).
@@ -26,7 +27,14 @@ from thinkgate.errors import MissingDependencyError
 START_LIMIT = 60.0
 """Seconds a new interpreter, or the first import of math-verify, may take on a loaded machine."""
 
-_BOOT = "import sys; sys.path.append({root!r}); from thinkgate.answer_worker import main; main()"
+PATIENCE = 4.0
+"""Wall-clock seconds allowed for each second of CPU time: a verdict must not depend on how busy
+the machine is, and yet nothing may hang."""
+
+_BOOT = (
+    "import sys; sys.path.append({root!r}); "
+    "from thinkgate.answer_worker import main; main({lifeline})"
+)
 
 
 class _WorkerGone(Exception):
@@ -34,15 +42,17 @@ class _WorkerGone(Exception):
 
 
 class _WorkerDied(Exception):
-    """The worker ended at work: killed, out of memory, or crashed in C code."""
+    """The worker ended at work: out of CPU time or memory, killed, or crashed in C code."""
 
 
 class _WorkerTooSlow(Exception):
-    """The worker did not answer within the limit."""
+    """The worker did not answer within the wall-clock limit."""
 
 
 class _Worker:
     """One child interpreter and the framing of its two pipes. Not thread-safe: one user at a time.
+
+    A third pipe, on which nothing is ever written, tells the child when this process goes away.
 
     After any exception from `compare` the worker must be killed, because a late reply would be
     taken for the next one's.
@@ -53,13 +63,21 @@ class _Worker:
 
     def __init__(self) -> None:
         root = str(Path(__file__).resolve().parent.parent)
+        theirs, self._lifeline = os.pipe()
         # -P keeps the caller's working folder off sys.path: a user's own sympy.py must not load.
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", _BOOT.format(root=root)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=0,
-        )
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-c", _BOOT.format(root=root, lifeline=theirs)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                bufsize=0,
+                pass_fds=[theirs],
+            )
+        except BaseException:
+            os.close(self._lifeline)
+            raise
+        finally:
+            os.close(theirs)
         assert self._process.stdin is not None and self._process.stdout is not None
         self._requests = self._process.stdin.fileno()
         self._replies = self._process.stdout.fileno()
@@ -72,9 +90,13 @@ class _Worker:
             raise
 
     def compare(self, job: dict[str, Any], timeout: float) -> str:
-        """Return the worker's verdict word; imports it must make first do not count as its time."""
+        """Return the worker's verdict word; imports it must make first do not count as its time.
+
+        `timeout` is in seconds of the worker's CPU time.
+        """
+        left = PATIENCE * timeout
+        job = job | {"cpu_limit": timeout, "wall_limit": left}
         data = json.dumps(job, ensure_ascii=False).encode("utf-8", "surrogatepass")
-        left = timeout
         deadline = time.monotonic() + left
         try:
             # Jobs are far smaller than a pipe's buffer and the worker is idle: this cannot block.
@@ -130,6 +152,9 @@ class _Worker:
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 pipe.close()
+        if self._lifeline >= 0:
+            os.close(self._lifeline)
+            self._lifeline = -1
 
 
 class AnswerPool:

@@ -1,8 +1,8 @@
 """The child process behind `answer_pool`: reads a pair of expressions, writes a verdict word.
 
-Owns the worker's side of the pipes and its self-destruction: it exits when its parent goes
-away, and the kernel kills it when a comparison overruns, even inside C code that never lets
-Python run a signal handler. What two expressions mean is `answer_judge`'s business.
+Owns the worker's side of the pipes and its self-destruction: the kernel kills it when its parent
+goes away and when a comparison overruns its time, even inside C code that never lets Python run a
+signal handler. What two expressions mean is `answer_judge`'s business.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ import sys
 from typing import Any
 
 GRACE = 1.0
-"""Seconds past the limit before the kernel ends this process; the parent normally comes first."""
+"""Seconds past the wall-clock limit before the kernel ends this process; the parent comes first."""
 
 LOAD_LIMIT = 60.0
 """Seconds importing math-verify may take before the kernel ends this process."""
@@ -28,16 +28,24 @@ RETIRE_AT = 768 << 10
 """Resident KiB at which a worker lets itself be replaced: sympy's caches only grow."""
 
 
-def main() -> None:
-    """Serve comparisons until the parent closes the pipe or dies."""
+def main(lifeline: int) -> None:
+    """Serve comparisons until the parent closes a pipe or dies.
+
+    `lifeline` is the reading end of a pipe on which nothing is ever written: the only event there
+    is its closing, and the default action of SIGIO is to terminate, at work in C code too.
+    (PR_SET_PDEATHSIG would fire when the parent's *thread* ends, which is wrong for a pool. The
+    pipe of the jobs will not do: the kernel signals a write after the reader may have read it.)
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends us
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     sys.setrecursionlimit(3000)
     signal.signal(signal.SIGIO, signal.SIG_DFL)
     requests, replies = os.dup(0), os.dup(1)
-    fcntl.fcntl(requests, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
     # Libraries print; what they print must not reach the protocol.
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
@@ -54,39 +62,34 @@ def serve(requests: int, replies: int) -> None:
         data = json.dumps(message).encode()
         os.write(replies, len(data).to_bytes(4, "big") + data)
 
-    limit = 0.0
+    def start_clocks(cpu: float, wall: float) -> None:
+        # Zero would switch a timer off.
+        signal.setitimer(signal.ITIMER_PROF, max(cpu, 1e-6))
+        signal.setitimer(signal.ITIMER_REAL, wall + GRACE)
+
+    job: dict[str, Any] | None = None
 
     def on_load(state: str) -> None:
         # The first import of sympy takes seconds on a loaded machine: not the expression's fault.
-        signal.setitimer(signal.ITIMER_REAL, LOAD_LIMIT if state == "loading" else limit + GRACE)
+        assert job is not None
+        if state == "loading":
+            start_clocks(LOAD_LIMIT, LOAD_LIMIT)
+        else:
+            start_clocks(job["cpu_limit"], job["wall_limit"])
         send({state: True})
 
     parent = os.getppid()
     judge = Judge(on_load)
     send({"ready": True})
     while (job := _receive(requests, parent)) is not None:
-        limit = job["limit"]
-        signal.setitimer(signal.ITIMER_REAL, limit + GRACE)
-        _die_with_the_pipe(requests, True)
+        start_clocks(job["cpu_limit"], job["wall_limit"])
         reply = _compare(judge, job)
-        _die_with_the_pipe(requests, False)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
         if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > RETIRE_AT:
             send(reply | {"retiring": True})
             return
         send(reply)
-
-
-def _die_with_the_pipe(requests: int, wanted: bool) -> None:
-    """Have the kernel end this process when the parent goes away while it is computing.
-
-    Nothing is written to the pipe during a job, so the only event there is its closing, and the
-    default action of SIGIO is to terminate. (PR_SET_PDEATHSIG would fire when the parent's
-    *thread* ends, which is wrong for a pool.)
-    """
-    flags = fcntl.fcntl(requests, fcntl.F_GETFL)
-    flags = flags | os.O_ASYNC if wanted else flags & ~os.O_ASYNC
-    fcntl.fcntl(requests, fcntl.F_SETFL, flags)
 
 
 def _compare(judge: Any, job: dict[str, Any]) -> dict[str, Any]:

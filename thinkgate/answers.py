@@ -74,9 +74,9 @@ def check(
 ) -> Verdict:
     """Grade the answer part of a completion against `gold`; never raises on any text.
 
-    `timeout` bounds the wall-clock seconds one comparison may take. `tolerance` is relative and
-    off by default: 3.14 is not π unless asked for. A gold may be a whole reference solution
-    that ends in `#### 42` or `\\boxed{42}`.
+    `timeout` bounds the seconds of CPU time one comparison may take (wall-clock: four times
+    that). `tolerance` is relative and off by default: 3.14 is not π unless asked for. A gold may
+    be a whole reference solution that ends in `#### 42` or `\\boxed{42}`.
     """
     outcome = _quick(answer, gold, tolerance)
     if isinstance(outcome, Verdict):
@@ -241,7 +241,7 @@ def _ask_pool(
 def _settle(pair: _Pair, tolerance: float | None, timeout: float, alone: bool) -> Verdict:
     """Remembered, because the answers of one GRPO group repeat each other."""
     answer, gold = pair
-    job = {"answer": answer, "gold": gold, "tolerance": tolerance, "limit": timeout, "alone": alone}
+    job = {"answer": answer, "gold": gold, "tolerance": tolerance, "alone": alone}
     word = shared_pool().compare(job, timeout)
     if word is None or word == Verdict.ERROR:
         raise _Unsettled
