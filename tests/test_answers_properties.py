@@ -76,10 +76,23 @@ def expressions(draw: st.DrawFn, depth: int = 3) -> tuple[str, Fraction]:
 @given(expressions(), st.fractions(max_denominator=50).filter(bool))
 def test_arithmetic_is_exact(expression: tuple[str, Fraction], error: Fraction) -> None:
     text, value = expression
-    assert check(text, str(value)) is Verdict.CORRECT
     assert check(str(value), text) is Verdict.CORRECT
-    wrong = str(value + error * Fraction(1, 10**9))
-    assert check(f"\\boxed{{{text}}}", wrong) is Verdict.WRONG
+    # The other way round it is arithmetic left undone, unless something is to be solved for.
+    text = f"x + ({text})"
+    assert check(text, f"x + ({value})") is Verdict.CORRECT
+    wrong = value + error * Fraction(1, 10**9)
+    assert check(f"\\boxed{{{text}}}", f"x + ({wrong})") is Verdict.WRONG
+
+
+@SETTINGS
+@given(st.lists(st.integers(0, 99), min_size=2, max_size=6), st.sampled_from(FRAMES), st.data())
+def test_a_question_copied_is_no_answer_to_it(
+    terms: list[int], frame: str, data: st.DataObject
+) -> None:
+    signs = data.draw(st.lists(st.sampled_from("+-"), min_size=len(terms), max_size=len(terms)))
+    chain = str(terms[0]) + "".join(s + str(t) for s, t in zip(signs, terms[1:], strict=False))
+    value = terms[0] + sum(t if s == "+" else -t for s, t in zip(signs, terms[1:], strict=False))
+    assert check(frame.format(chain), value) is not Verdict.CORRECT
 
 
 @SETTINGS

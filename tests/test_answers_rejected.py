@@ -88,6 +88,12 @@ REJECTED = [
 
 GAMED = [
     # None of these commits to 42, so none may score against it.
+    ("40+2", "42"),
+    (r"\boxed{7+8-6+33}", "42"),
+    (r"$6 \times 7$", "42"),
+    ("6(7)", "42"),
+    ("(6)(7)", "42"),
+    ("1/4 + 1/4", "1/2"),
     ("42 or 43", "42"),
     ("41 or 42", "42"),
     ("either 41 or 42", "42"),

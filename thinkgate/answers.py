@@ -209,6 +209,8 @@ def _compare(text: str, gold: _Gold, tolerance: float | None) -> Verdict | _Pair
             quantity = quantities.read(text.replace(",", "."))
         if quantity is not None:
             return _verdict(quantities.same(gold.quantity, quantity, tolerance))
+        if _left_undone(text):
+            return Verdict.WRONG
     if gold.choice is not None and (choice := _choice(text)) is not None:
         return _verdict(choice == gold.choice)
     if gold.words is not None:
@@ -262,6 +264,9 @@ def _key(text: str) -> str:
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
 """The whole of most answers and most golds, and so the fastest path."""
 
+_LATEX_PRODUCT = re.compile(r"\\(?:cdot|times|div)(?![A-Za-z])|[×÷·]")
+_ARITHMETIC = re.compile(r"[0-9 .,()+*/-]+")
+_OPERATOR = re.compile(r"[0-9)]\s*(?:[+*-]\s*[0-9(.+-]|\()")
 _DECIMAL_COMMA = re.compile(r"-?[0-9]+,[0-9]+")
 _TEXT = re.compile(
     r"\\(?:text|mbox|mathrm|textbf|textit|textrm|textnormal|mathbf|boldsymbol|underline)"
@@ -326,6 +331,16 @@ def _says(text: str, gold: str) -> bool:
 
 def _clock(text: str) -> re.Match[str] | None:
     return _CLOCK.fullmatch(_TEXT.sub(r"\1", text).strip()) if ":" in text else None
+
+
+def _left_undone(text: str) -> bool:
+    """Whether an answer to a question for a number is arithmetic: `7+8-6+3` repeats the question.
+
+    Were it right, copying the question would earn a policy the whole reward. Powers, roots,
+    fractions and functions are forms a number is given in, and stay so.
+    """
+    plain = _LATEX_PRODUCT.sub("*", text.replace("\\left", "").replace("\\right", ""))
+    return _ARITHMETIC.fullmatch(plain) is not None and _OPERATOR.search(plain) is not None
 
 
 def _same_clock(gold: re.Match[str], answer: re.Match[str] | None) -> bool:
