@@ -47,7 +47,7 @@ types: $(READY)
 	$(VENV)/bin/basedpyright --level error
 
 pytest: $(READY)
-	OMP_NUM_THREADS=1 $(RUN) pytest -n 2 --dist loadfile $(ARGS)
+	$(RUN) pytest -n 2 --dist loadfile $(ARGS)
 
 clean:  ## remove .venv and caches; runs/ is kept
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis

@@ -1,5 +1,6 @@
 """Fixtures shared by several test files: a tiny trained checkpoint, and a real server on it."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,10 @@ import pytest
 from fake_checkpoint import make_checkpoint, record_decision
 
 from thinkgate_clients.local import LocalServer, local_server
+
+# One thread in each of pytest's processes and in what they start: two threads of so small a model
+# wait for each other, and sums that depend on the machine's cores make seeded runs differ.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 TINY_CONTEXT = 2048
 
@@ -56,8 +61,6 @@ def _learn(build_model: Any, tokenizer: Any, size: Any) -> Any:
     import torch
 
     torch.manual_seed(0)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # on a busy machine, threads of so small a model wait for each other
     model = build_model(tokenizer, size)
     rows, labels = [], []
     for question, reply in LESSONS.items():
@@ -79,6 +82,5 @@ def _learn(build_model: Any, tokenizer: Any, size: Any) -> Any:
         optimizer.step()
         optimizer.zero_grad()
         if loss.item() < 0.003:
-            torch.set_num_threads(threads)
             return model
     raise AssertionError(f"the tiny model did not learn its lessons: loss {loss.item():.3f}")

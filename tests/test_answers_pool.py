@@ -170,6 +170,27 @@ def test_a_worker_that_stands_still_is_given_up(workers: set[int]) -> None:
             os.kill(pid, signal.SIGCONT)
 
 
+def test_a_large_caller_keeps_its_worker() -> None:
+    """The kernel lets a child inherit its parent's peak of memory."""
+    script = """
+import os, sys
+sys.path.insert(0, {tests!r})
+from test_answers_pool import children, hard_pair, is_worker
+from thinkgate.answers import check
+large = b"x" * (1 << 30)
+seen = set()
+for _ in range(3):
+    assert check(*hard_pair()) == "correct"
+    seen |= {{pid for pid in children(os.getpid()) if is_worker(pid)}}
+print(len(seen))
+"""
+    script = script.format(tests=str(Path(__file__).parent))
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout == "1\n", done.stderr
+
+
 def test_a_worker_killed_while_idle_costs_nothing(workers: set[int]) -> None:
     for pid in workers:
         os.kill(pid, signal.SIGKILL)

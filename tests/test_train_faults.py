@@ -25,7 +25,7 @@ TINY = [
     "data.min_terms=2",
     "data.max_terms=2",
     "data.count=4096",
-    "trl.max_steps=120",
+    "trl.max_steps=300",
     "trl.per_device_train_batch_size=32",
     "trl.warmup_steps=10",
     "trl.learning_rate=0.01",
@@ -37,7 +37,7 @@ SMALL = [
     "data.unique=false",
     "trl.per_device_train_batch_size=32",
     "trl.max_completion_length=24",
-    "trl.max_steps=40",
+    "trl.max_steps=60",
 ]
 
 
@@ -45,8 +45,8 @@ def constant(completions: Sequence[str], **_: Any) -> list[float]:
     return [1.0] * len(completions)
 
 
-def shortness(completions: Sequence[str], **_: Any) -> list[float]:
-    return [-len(text) / 10 for text in completions]
+def verbosity(completions: Sequence[str], **_: Any) -> list[float]:
+    return [len(text) / 10 for text in completions]
 
 
 def nothing(completions: Sequence[str], **_: Any) -> list[float]:
@@ -88,8 +88,12 @@ def only(name: str) -> str:
             ["trl.max_completion_length=1"],
             "step 5: all clipped: 100% of the completions are cut off at 1 tokens",
         ),
-        ([rewards("shortness"), "trl.learning_rate=5e-3"], "reward hacking: the reward rose by"),
-        (["trl.learning_rate=0.05"], "too large: lower trl.learning_rate (now 0.05)"),
+        (
+            [rewards("verbosity"), "trl.learning_rate=0.01"],
+            "reward hacking: the reward rose by|forgot to stop: .* or length is rewarded",
+        ),
+        # Which of its marks comes first is chance.
+        (["trl.learning_rate=0.05"], "lower trl.learning_rate \\(now 0.05\\)|constant reward"),
     ],
     ids=[
         "constant reward",
@@ -105,7 +109,7 @@ def test_a_faulty_run_is_ended_under_its_name(
     out = tmp_path / "out"
     assert grpo(base, out, *settings) == 2
     error = capsys.readouterr().err
-    assert said in error and "health=warn" in error
+    assert re.search(said, error) and "health=warn" in error
     assert not out.exists()
 
 
@@ -123,16 +127,19 @@ def test_the_same_run_without_a_fault_is_left_alone(base: Path, tmp_path: Path) 
 def test_a_stopped_run_goes_on_from_its_last_healthy_state(
     base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out, fault = tmp_path / "out", rewards("shortness")
-    assert grpo(base, out, fault, "trl.learning_rate=5e-3") == 2
+    out, fault = tmp_path / "out", rewards("verbosity")
+    assert grpo(base, out, fault, "trl.learning_rate=0.01") == 2
     said = re.search(r"the last healthy state is that of step (\d+)", capsys.readouterr().err, re.I)
     assert said
-    assert grpo(base, out, fault, "trl.learning_rate=1e-6", "trl.max_steps=24", "--resume") == 0
+    healthy = int(said[1])
+    last = healthy + 6
+    calm = ["trl.learning_rate=1e-6", f"trl.max_steps={last}"]
+    assert grpo(base, out, fault, *calm, "--resume") == 0
     lines = (out / "thinkgate" / "metrics.jsonl").read_text().splitlines()
     rows = [row for line in lines if "reward" in (row := json.loads(line))]
-    assert [row["step"] for row in rows] == list(range(1, 25))
-    rates, healthy = [row["learning_rate"] for row in rows], int(said[1])
-    assert set(rates[:healthy]) == {5e-3} and rates[-1] == 1e-6
+    assert [row["step"] for row in rows] == list(range(1, last + 1))
+    rates = [row["learning_rate"] for row in rows]
+    assert set(rates[:healthy]) == {0.01} and rates[-1] == 1e-6
 
 
 @pytest.mark.slow

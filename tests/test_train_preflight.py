@@ -11,6 +11,7 @@ import math
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -254,9 +255,14 @@ def test_little_evidence_warns_and_does_not_refuse(
 ) -> None:
     from thinkgate_train import preflight as module
 
-    monkeypatch.setattr(module, "TRIAL_SECONDS", 0.4)
+    ticks = itertools.count()
+    clock = SimpleNamespace(monotonic=lambda: next(ticks))
+    monkeypatch.setattr("thinkgate_train.trial.time", clock)
+    monkeypatch.setattr(module, "TRIAL_SECONDS", 8.0)  # a few batches, however fast the machine is
     monkeypatch.setattr("thinkgate_train.trial.AT_ONCE", 2)
-    assert check(wavering, rows_file(tmp_path, NEVER), tmp_path / "out") == 0
+    # So cold that the few completions there is time for are alike.
+    cold = "trl.temperature=0.1"
+    assert check(wavering, rows_file(tmp_path, NEVER), tmp_path / "out", cold) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "start from a better model" in said or "no completion was finished" in said
 

@@ -86,10 +86,20 @@ def serve(requests: int, replies: int) -> None:
         reply = _compare(judge, job)
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > RETIRE_AT:
+        if _resident() > RETIRE_AT:
             send(reply | {"retiring": True})
             return
         send(reply)
+
+
+def _resident() -> int:
+    """Resident KiB of this process now.
+
+    Not `ru_maxrss`: across fork and exec the kernel keeps the peak of the process that started
+    this one, so that under a training process every worker would retire after its first job.
+    """
+    with open("/proc/self/statm") as statm:
+        return int(statm.read().split()[1]) * resource.getpagesize() >> 10
 
 
 def _compare(judge: Any, job: dict[str, Any]) -> dict[str, Any]:

@@ -264,7 +264,7 @@ def _key(text: str) -> str:
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
 """The whole of most answers and most golds, and so the fastest path."""
 
-_LATEX_PRODUCT = re.compile(r"\\(?:cdot|times|div)(?![A-Za-z])|[×÷·]")
+_LATEX_PRODUCT = re.compile(r"\\(?:cdot|times|div)(?![A-Za-z])|[×÷·]")  # noqa: RUF001
 _ARITHMETIC = re.compile(r"[0-9 .,()+*/-]+")
 _OPERATOR = re.compile(r"[0-9)]\s*(?:[+*-]\s*[0-9(.+-]|\()")
 _DECIMAL_COMMA = re.compile(r"-?[0-9]+,[0-9]+")
