@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from thinkgate.checkpoint import HealthFinding, HealthVerdict
-from thinkgate_train.health import SYMPTOMS, HealthWatch, RunFacts
+from thinkgate_train.health.verdict import SYMPTOMS, HealthWatch, RunFacts
 
 GOLDEN = Path(__file__).parent / "golden"
 STEPS = 60

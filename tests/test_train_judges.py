@@ -18,9 +18,8 @@ from scripted_endpoint import Fails, Says, ScriptedEndpoint, prompt_of
 
 from thinkgate.errors import ConfigError, EndpointError, MissingDependencyError
 from thinkgate.format import split
-from thinkgate_train import judges
-from thinkgate_train.judges import LLMJudge, read_score
-from thinkgate_train.rewards import build
+from thinkgate_train.rewards import build, judges
+from thinkgate_train.rewards.judges import LLMJudge, read_score
 
 
 def judge(endpoint: ScriptedEndpoint | str, **settings: Any) -> LLMJudge:
@@ -278,7 +277,7 @@ def test_what_was_answered_outlives_a_killed_process(
 ) -> None:
     cache = tmp_path / "verdicts.jsonl"
     code = (
-        "import sys; from thinkgate_train.judges import LLMJudge\n"
+        "import sys; from thinkgate_train.rewards.judges import LLMJudge\n"
         "judge = LLMJudge(base_url=sys.argv[1], model='m', cache=sys.argv[2], concurrency=1)\n"
         "judge.score(['q'] * 3, ['1!', '2!!', '3!!!'])\n"
     )

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from thinkgate.checkpoint import HealthFinding, HealthRecord, HealthVerdict
-from thinkgate_train.metric_guide import GROUPS, guide
-from thinkgate_train.plots import write_plots
+from thinkgate_train.health.metric_guide import GROUPS, guide
+from thinkgate_train.health.plots import write_plots
 
 GOLDEN = Path(__file__).parent / "golden"
 EVIL = '"><img src=x onerror=alert(1)></pre></script><script>alert(2)</script><!-- {{ 7*7 }} \x00'

@@ -28,12 +28,12 @@ from thinkgate_train.curriculum import by_pass_rate
 from thinkgate_train.data import Rows
 from thinkgate_train.models import Start
 from thinkgate_train.preflight import preflight
-from thinkgate_train.preflight_rewards import reward_topic
-from thinkgate_train.preflight_rollouts import equal_share, least_hope
+from thinkgate_train.preflight.rewards_topic import reward_topic
+from thinkgate_train.preflight.rollouts_topic import equal_share, least_hope
 from thinkgate_train.recipe import Recipe
-from thinkgate_train.reward_function import RewardFunction, Splitter
 from thinkgate_train.rewards import build
-from thinkgate_train.scoring import Scorer
+from thinkgate_train.rewards.function import RewardFunction, Splitter
+from thinkgate_train.rewards.scoring import Scorer
 from thinkgate_train.scratch import Scratch, build_model, build_tokenizer
 from thinkgate_train.trl_options import trl_config
 
@@ -228,11 +228,11 @@ def test_a_run_that_cannot_fit_is_refused_with_a_plan(
     wavering: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
     rows = rows_file(tmp_path, SOMETIMES)
-    monkeypatch.setattr("thinkgate_train.preflight_memory.room", lambda _: 2**20)
+    monkeypatch.setattr("thinkgate_train.preflight.memory_topic.room", lambda _: 2**20)
     assert check(wavering, rows, tmp_path / "out", "trl.max_completion_length=60") == 2
     said = capsys.readouterr().err
     assert "1 MiB are free; trl.gradient_checkpointing=True" in said
-    monkeypatch.setattr("thinkgate_train.preflight_memory.room", lambda _: 5 * 2**20)
+    monkeypatch.setattr("thinkgate_train.preflight.memory_topic.room", lambda _: 5 * 2**20)
     assert check(wavering, rows, tmp_path / "out", "trl.max_completion_length=60") == 0
     assert "would fit" in capsys.readouterr().out
 
@@ -245,7 +245,7 @@ def test_a_device_too_full_to_sample_is_no_reason_to_stop(
     def full(*_: Any) -> None:
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr("thinkgate_train.trial.Trial._generate", full)
+    monkeypatch.setattr("thinkgate_train.preflight.trial.Trial._generate", full)
     assert check(wavering, rows_file(tmp_path, SOMETIMES), tmp_path / "out") == 0
     assert "not sampled: the device has not enough memory" in capsys.readouterr().out
 
@@ -253,13 +253,13 @@ def test_a_device_too_full_to_sample_is_no_reason_to_stop(
 def test_little_evidence_warns_and_does_not_refuse(
     wavering: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
-    from thinkgate_train import preflight as module
+    from thinkgate_train.preflight import checks as module
 
     ticks = itertools.count()
     clock = SimpleNamespace(monotonic=lambda: next(ticks))
-    monkeypatch.setattr("thinkgate_train.trial.time", clock)
+    monkeypatch.setattr("thinkgate_train.preflight.trial.time", clock)
     monkeypatch.setattr(module, "TRIAL_SECONDS", 8.0)  # a few batches, however fast the machine is
-    monkeypatch.setattr("thinkgate_train.trial.AT_ONCE", 2)
+    monkeypatch.setattr("thinkgate_train.preflight.trial.AT_ONCE", 2)
     # So cold that the few completions there is time for are alike.
     cold = "trl.temperature=0.1"
     assert check(wavering, rows_file(tmp_path, NEVER), tmp_path / "out", cold) == 0

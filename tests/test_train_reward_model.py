@@ -10,8 +10,8 @@ from scripted_endpoint import Says, ScriptedEndpoint
 
 from thinkgate.errors import CheckpointError
 from thinkgate.format import split
-from thinkgate_train.reward_model import RewardModel
 from thinkgate_train.rewards import REWARDS, build
+from thinkgate_train.rewards.model import RewardModel
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,9 @@ import yaml
 
 from thinkgate.errors import ConfigError, TrainingError
 from thinkgate.format import split
-from thinkgate_train.judges import JudgeArguments
-from thinkgate_train.reward_model import RewardModelArguments
 from thinkgate_train.rewards import REWARDS, build
+from thinkgate_train.rewards.judges import JudgeArguments
+from thinkgate_train.rewards.model import RewardModelArguments
 
 TUTORIAL = '''
 def reward_length(completions, **kwargs):

@@ -17,9 +17,9 @@ from thinkgate.checkpoint import HealthVerdict
 from thinkgate.console import progress
 from thinkgate.errors import TrainingError
 from thinkgate.format import split
-from thinkgate_train import completions as completions_log
-from thinkgate_train.health import RunFacts
-from thinkgate_train.watch import Watch
+from thinkgate_train.health import completions as completions_log
+from thinkgate_train.health.verdict import RunFacts
+from thinkgate_train.health.watch import Watch
 
 SPLITTER = functools.partial(split, prefilled=False)
 FACTS = RunFacts(

@@ -12,10 +12,10 @@ from thinkgate.console import progress
 from thinkgate.errors import ConfigError, DataError
 from thinkgate_train.data import Rows
 from thinkgate_train.models import Start
+from thinkgate_train.preflight.trial import Trial, obstacle, without_a_trace
 from thinkgate_train.recipe import RL_METHODS, Recipe
-from thinkgate_train.reward_function import Splitter
+from thinkgate_train.rewards.function import Splitter
 from thinkgate_train.sources import Curriculum, Row
-from thinkgate_train.trial import Trial, obstacle, without_a_trace
 
 __all__ = ["by_pass_rate"]
 

@@ -32,17 +32,17 @@ from thinkgate.errors import ConfigError
 from thinkgate.format import prefilled_by, split
 from thinkgate_train.curriculum import by_pass_rate
 from thinkgate_train.data import Rows, fingerprint, prepare_rows
-from thinkgate_train.health import RunFacts
+from thinkgate_train.health.plots import write_plots
+from thinkgate_train.health.verdict import RunFacts
+from thinkgate_train.health.watch import Watch
 from thinkgate_train.hub import push
 from thinkgate_train.interrupt import Interruption
 from thinkgate_train.models import Start, load_start, merged_model, prepare_libraries
-from thinkgate_train.plots import write_plots
 from thinkgate_train.preflight import preflight, require_chat_template
 from thinkgate_train.recipe import Recipe
 from thinkgate_train.rewards import build
 from thinkgate_train.trainers import Parts, build_trainer
 from thinkgate_train.trl_options import trl_config
-from thinkgate_train.watch import Watch
 
 __all__ = ["METRICS", "RunState", "main_process", "train"]
 

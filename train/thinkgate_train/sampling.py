@@ -200,7 +200,7 @@ def _judged(
     if settings.judge is None:
         yield from right
         return
-    from thinkgate_train.judges import LLMJudge
+    from thinkgate_train.rewards.judges import LLMJudge
     from thinkgate_train.sources import prompt_text
 
     judge = parse(LLMJudge, settings.judge.args, "sampling.judge.args")

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from thinkgate.checkpoint import HealthFinding, HealthRecord, HealthVerdict
-from thinkgate_train import optimiser_symptoms as optimiser
-from thinkgate_train import rollout_symptoms as rollout
-from thinkgate_train.history import History, RunFacts, Seen
+from thinkgate_train.health import optimiser_symptoms as optimiser
+from thinkgate_train.health import rollout_symptoms as rollout
+from thinkgate_train.health.history import History, RunFacts, Seen
 
 __all__ = ["SYMPTOMS", "HealthWatch", "RunFacts"]
 

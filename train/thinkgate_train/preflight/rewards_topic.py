@@ -14,11 +14,11 @@ from rich.table import Table
 from thinkgate.answers import Verdict, check, check_many
 from thinkgate.errors import ConfigError, ThinkgateError, TrainingError
 from thinkgate.format import SplitStatus, Tags
-from thinkgate_train.preflight_report import Topic, clipped
-from thinkgate_train.reward_function import Splitter, last_question
-from thinkgate_train.scoring import COSTLY, DRAWN, SAME, Scored, Scorer
+from thinkgate_train.preflight.report import Topic, clipped
+from thinkgate_train.preflight.trial import some
+from thinkgate_train.rewards.function import Splitter, last_question
+from thinkgate_train.rewards.scoring import COSTLY, DRAWN, SAME, Scored, Scorer
 from thinkgate_train.sources import Row
-from thinkgate_train.trial import some
 
 __all__ = ["reward_topic"]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thinkgate.checkpoint import HealthFinding, HealthRecord, now, write_atomic
-from thinkgate_train.metric_guide import GROUPS, Guide, guide
+from thinkgate_train.health.metric_guide import GROUPS, Guide, guide
 
 if TYPE_CHECKING:
     from markupsafe import Markup

@@ -16,15 +16,15 @@ from thinkgate.contamination import Kind, overlaps
 from thinkgate.errors import ConfigError, DataError
 from thinkgate_train.data import Rows, render
 from thinkgate_train.models import Start
-from thinkgate_train.preflight_memory import adapter_parameters, memory_topic
-from thinkgate_train.preflight_report import Topic, clipped, complain, show
-from thinkgate_train.preflight_rewards import reward_topic
-from thinkgate_train.preflight_rollouts import Plan, judge_with, rollout_topic
+from thinkgate_train.preflight.memory_topic import adapter_parameters, memory_topic
+from thinkgate_train.preflight.report import Topic, clipped, complain, show
+from thinkgate_train.preflight.rewards_topic import reward_topic
+from thinkgate_train.preflight.rollouts_topic import Plan, judge_with, rollout_topic
+from thinkgate_train.preflight.trial import Trial, obstacle, without_a_trace
 from thinkgate_train.recipe import RL_METHODS, Recipe
-from thinkgate_train.reward_function import RewardFunction, Splitter
-from thinkgate_train.scoring import Scorer
+from thinkgate_train.rewards.function import RewardFunction, Splitter
+from thinkgate_train.rewards.scoring import Scorer
 from thinkgate_train.sources import prompt_text, suite_prompts
-from thinkgate_train.trial import Trial, obstacle, without_a_trace
 
 __all__ = ["preflight", "require_chat_template"]
 

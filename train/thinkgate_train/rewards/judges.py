@@ -24,7 +24,7 @@ from pydantic import Field, field_validator, model_validator
 from thinkgate.config import Config, parse
 from thinkgate.errors import ConfigError, EndpointError, MissingDependencyError
 from thinkgate.format import split
-from thinkgate_train.reward_function import RewardFunction, Splitter, judged_part, last_question
+from thinkgate_train.rewards.function import RewardFunction, Splitter, judged_part, last_question
 
 __all__ = ["LLMJudge", "llm_judge", "read_score"]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from thinkgate_train.recipe import Reward
-from thinkgate_train.reward_function import RewardFunction
+from thinkgate_train.rewards.function import RewardFunction
 from thinkgate_train.sources import Row
 
 __all__ = ["COSTLY", "DRAWN", "SAME", "Scored", "Scorer"]

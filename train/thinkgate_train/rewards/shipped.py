@@ -22,8 +22,7 @@ from thinkgate.answers import second_opinion as ask_math_verify
 from thinkgate.config import Config, nearest, parse
 from thinkgate.errors import ConfigError
 from thinkgate.format import SplitStatus
-from thinkgate_train.judges import llm_judge
-from thinkgate_train.reward_function import (
+from thinkgate_train.rewards.function import (
     RewardFunction,
     Splitter,
     column,
@@ -31,7 +30,8 @@ from thinkgate_train.reward_function import (
     text_of,
     user_reward,
 )
-from thinkgate_train.reward_model import reward_model
+from thinkgate_train.rewards.judges import llm_judge
+from thinkgate_train.rewards.model import reward_model
 
 __all__ = ["REWARDS", "RewardFunction", "Splitter", "build", "known", "text_of"]
 

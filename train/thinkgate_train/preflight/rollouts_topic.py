@@ -14,12 +14,12 @@ from math import ceil, comb, inf
 from thinkgate.answers import Verdict, check_many
 from thinkgate.errors import TrainingError
 from thinkgate.format import SplitStatus, Tags
-from thinkgate_train.preflight_report import Topic, clipped, percent
+from thinkgate_train.preflight.report import Topic, clipped, percent
+from thinkgate_train.preflight.trial import Rollout, Trial, some
 from thinkgate_train.recipe import Recipe
-from thinkgate_train.reward_function import Splitter
-from thinkgate_train.scoring import SAME, Scored, Scorer
+from thinkgate_train.rewards.function import Splitter
+from thinkgate_train.rewards.scoring import SAME, Scored, Scorer
 from thinkgate_train.sources import Row
-from thinkgate_train.trial import Rollout, Trial, some
 
 __all__ = ["Study", "equal_share", "least_hope", "rollout_topic"]
 

@@ -2,7 +2,7 @@
 
 `metrics.jsonl` has one object per logged step: TRL's own numbers under TRL's names, and under
 short names what reports draw. Beside it lie `completions.jsonl` (see `completions.py`) and, when a
-step took too long, `stacks.txt`. Acts on what `health.py` finds; knows no symptom itself.
+step took too long, `stacks.txt`. Acts on what `verdict.py` finds; knows no symptom itself.
 """
 
 import faulthandler
@@ -19,10 +19,10 @@ from rich.markup import escape
 from thinkgate.checkpoint import HealthFinding, HealthRecord, write_atomic
 from thinkgate.console import Meter, console, printable
 from thinkgate.errors import TrainingError
-from thinkgate_train.completions import CompletionsLog, kept_lines
-from thinkgate_train.health import HealthWatch, RunFacts
-from thinkgate_train.kept_state import KeptState
-from thinkgate_train.reward_function import RewardFunction, Splitter
+from thinkgate_train.health.completions import CompletionsLog, kept_lines
+from thinkgate_train.health.kept_state import KeptState
+from thinkgate_train.health.verdict import HealthWatch, RunFacts
+from thinkgate_train.rewards.function import RewardFunction, Splitter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, TrainerCallback

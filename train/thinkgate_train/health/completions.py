@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from thinkgate.format import Split, SplitStatus
 from thinkgate.records import write_row
-from thinkgate_train.reward_function import RewardFunction, Splitter, tags_of, text_of
+from thinkgate_train.rewards.function import RewardFunction, Splitter, tags_of, text_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -10,7 +10,8 @@ from typing import Any
 
 from thinkgate.errors import ConfigError, TrainingError
 from thinkgate_train.data import render
-from thinkgate_train.memory import (
+from thinkgate_train.models import Start
+from thinkgate_train.preflight.memory import (
     MARGIN,
     Memory,
     ModelSize,
@@ -20,12 +21,11 @@ from thinkgate_train.memory import (
     room,
     size_of,
 )
-from thinkgate_train.models import Start
-from thinkgate_train.preflight_report import Topic
+from thinkgate_train.preflight.report import Topic
+from thinkgate_train.preflight.trial import prompt_ids, some
 from thinkgate_train.recipe import RL_METHODS, Recipe
-from thinkgate_train.reward_function import text_of
+from thinkgate_train.rewards.function import text_of
 from thinkgate_train.sources import Row
-from thinkgate_train.trial import prompt_ids, some
 
 __all__ = ["adapter_parameters", "memory_topic"]
 

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from thinkgate.config import Config, parse
 from thinkgate.errors import CheckpointError
-from thinkgate_train.reward_function import RewardFunction, Splitter, judged_part, last_question
+from thinkgate_train.rewards.function import RewardFunction, Splitter, judged_part, last_question
 
 __all__ = ["RewardModel", "reward_model"]
 

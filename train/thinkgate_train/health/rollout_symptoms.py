@@ -6,7 +6,7 @@ means and which recipe key to change. Metric names are TRL's and `watch.py`'s.
 
 import math
 
-from thinkgate_train.history import FEW, MANY, SOME, History, Seen, Window
+from thinkgate_train.health.history import FEW, MANY, SOME, History, Seen, Window
 
 __all__ = [
     "ACCURACY",

@@ -6,8 +6,8 @@ what learning under a KL penalty looks like.
 
 import math
 
-from thinkgate_train.history import FEW, MANY, SOME, History, Seen
-from thinkgate_train.rollout_symptoms import (
+from thinkgate_train.health.history import FEW, MANY, SOME, History, Seen
+from thinkgate_train.health.rollout_symptoms import (
     EQUAL_GROUPS,
     MOSTLY_EQUAL,
     collapsed_at_once,
