@@ -101,8 +101,6 @@ def train(tmp_path_factory: pytest.TempPathFactory) -> Train:
     runs = tmp_path_factory.mktemp("recipes")
 
     def run(name: str) -> Path:
-        if name == "qlora-7b":
-            pytest.importorskip("bitsandbytes")
         out = runs / name
         if not out.exists():
             assert main(["train", name, "--toy", "--out", str(out)]) == 0

@@ -143,14 +143,15 @@ def _supervised(recipe: Recipe, rows: list[Row], tokenizer: Any) -> "Dataset":
 
 
 def _completions(recipe: Recipe, rows: list[Row]) -> list[str]:
-    """The column `completion`; for a cold start the worked steps, or no thought, then the gold."""
+    """The column `completion`; for a cold start the worked steps, or no thought, then the
+    column `written` (a puzzle's gold is no answer but says how to tell one), else the gold."""
     if recipe.cold_start is None:
         return [str(row["completion"]) for row in rows]
     draw = random.Random(recipe.seed)
     tags, share = recipe.tags, recipe.cold_start.direct_share
     return [
         f"{tags.open}{'' if draw.random() < share else chr(10).join(row['steps'])}"
-        f"{tags.close}{row['gold']}"
+        f"{tags.close}{row.get('written') or row['gold']}"
         for row in rows
     ]
 

@@ -12,15 +12,17 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from thinkgate.config import Config, bundled, read_yaml
-from thinkgate.contamination import overlaps
+from thinkgate.contamination import every_overlap
 from thinkgate.errors import DataError
 from thinkgate.format import THINK
 from thinkgate.problems import (
     Arithmetic,
+    Countdown,
     HubSet,
     JsonlSet,
     Problem,
     ProblemSet,
+    SymbolicWord,
     load,
     prompt_key,
     read_rows,
@@ -71,7 +73,10 @@ class HubRows(HubSet):
     fields: Columns = Columns()  # type: ignore[assignment]
 
 
-Data = Annotated[Arithmetic | Posts | JsonlRows | HubRows, Field(discriminator="source")]
+Data = Annotated[
+    Arithmetic | SymbolicWord | Countdown | Posts | JsonlRows | HubRows,
+    Field(discriminator="source"),
+]
 
 
 class Curriculum(Config):
@@ -144,11 +149,8 @@ def without_suites(
 ) -> tuple[list[Row], int]:
     """The rows that share nothing with the suites' problems, and how many were removed."""
     benchmark = [problem for name in suites for problem in suite_prompts(name, data_dir)]
-    kept = rows
-    # Of each problem only the training text most like it is named, so look until none is left.
-    while found := {o.text for o in overlaps(map(prompt_text, kept), benchmark)}:
-        kept = [row for number, row in enumerate(kept) if number not in found]
-    return kept, len(rows) - len(kept)
+    found = {overlap.text for overlap in every_overlap(map(prompt_text, rows), benchmark)}
+    return [row for number, row in enumerate(rows) if number not in found], len(found)
 
 
 def suite_prompts(name: str, data_dir: Path | None) -> list[tuple[str, str]]:
@@ -164,11 +166,13 @@ def _worked(problem: Problem) -> Row:
     """A generated problem with its worked solution, and a bare wrong answer beside it, so that
     toys of every method can start from it."""
     row: Row = {"prompt": problem.prompt, "gold": problem.gold, "steps": list(problem.steps)}
-    if problem.steps and problem.gold.lstrip("-").isdecimal():
+    if not problem.steps:
+        return row
+    answer = row["written"] = problem.answer or problem.gold
+    chosen = row["completion"] = f"{THINK.open}{chr(10).join(problem.steps)}{THINK.close}{answer}"
+    if answer.lstrip("-").isdecimal():
         off_by = 1 + int(prompt_key(problem.prompt), 16) % 3  # the same in every run
-        chosen = f"{THINK.open}{chr(10).join(problem.steps)}{THINK.close}{problem.gold}"
-        rejected = f"{THINK.open}{THINK.close}{int(problem.gold) + off_by}"
-        row |= {"completion": chosen, "chosen": chosen, "rejected": rejected}
+        row |= {"chosen": chosen, "rejected": f"{THINK.open}{THINK.close}{int(answer) + off_by}"}
     return row
 
 
