@@ -122,3 +122,32 @@ def test_a_base_is_made_once_beside_the_runs_that_start_from_it(
     assert main(command) == 0
     again = capsys.readouterr().out
     assert again.count("already done") == 2 and "made once" not in again
+
+
+def test_a_base_with_a_base_of_its_own_is_made_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was taken for one made otherwise, since its manifest has the folder of its own base."""
+    common = """
+method: sft
+data: {source: arithmetic, half: train, count: 16}
+cold_start: {}
+preflight: {enabled: false}
+trl: {max_steps: 1, per_device_train_batch_size: 8, learning_rate: 1.0e-3}
+"""
+    starts = {
+        "first": f"{{scratch: {SCRATCH}}}",
+        "second": f"{{recipe: {tmp_path}/first.yaml}}",
+        "third": f"{{recipe: {tmp_path}/second.yaml}}",
+    }
+    for name, model in starts.items():
+        (tmp_path / f"{name}.yaml").write_text(f"name: {name}\nmodel: {model}\n{common}")
+    third = str(tmp_path / "third.yaml")
+    assert main(["train", third, "--out", str(tmp_path / "runs" / "one")]) == 0
+    base = load_checkpoint(tmp_path / "runs" / "second")
+    assert base.manifest.parent == load_checkpoint(tmp_path / "runs" / "first").digest
+    capsys.readouterr()
+    assert main(["train", third, "--out", str(tmp_path / "runs" / "two")]) == 0
+    assert "made once" not in capsys.readouterr().out
+    assert load_checkpoint(tmp_path / "runs" / "two").manifest.parent == base.digest
+    assert main(["train", third, "seed=1", "--out", str(tmp_path / "runs" / "one"), "--force"]) == 0

@@ -95,7 +95,9 @@ def finished(stage: Stage) -> bool:
         done = load_checkpoint(stage.out).manifest.config
     else:
         return False
-    differing = differences(stage.recipe.model_dump(mode="json"), done)
+    # What was done says where its base lay; a base may have one of its own, beside it.
+    asked, _ = base_stage(stage.recipe, stage.out.parent)
+    differing = differences(asked.model_dump(mode="json"), done)
     if differing:
         raise ConfigError(
             f"{stage.out} was made with another {', '.join(differing)}; choose another folder "
