@@ -16,10 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scripted_endpoint import Fails, Says, ScriptedEndpoint, prompt_of
 
+from thinkgate import llm_judge
 from thinkgate.errors import ConfigError, EndpointError, MissingDependencyError
 from thinkgate.format import split
-from thinkgate_train.rewards import build, judges
-from thinkgate_train.rewards.judges import LLMJudge, read_score
+from thinkgate.llm_judge import NO_GOLD, LLMJudge, read_score
+from thinkgate_train.rewards import build
 
 
 def judge(endpoint: ScriptedEndpoint | str, **settings: Any) -> LLMJudge:
@@ -45,7 +46,7 @@ def test_the_judge_sees_question_answer_gold_and_rubric() -> None:
     assert all(
         part in said for part in ("why?", "so!", "because", "Shouting is good.", "0 (worst)")
     )
-    assert judges.NO_GOLD in prompt_of(asked[1])
+    assert NO_GOLD in prompt_of(asked[1])
     assert {body["temperature"] for body in asked} == {0}
     assert {body["_headers"]["authorization"] for body in asked} == {"Bearer none"}
 
@@ -219,7 +220,7 @@ def test_a_wrong_setting_is_one_sentence(settings: dict[str, Any], said: str) ->
 
 def test_without_openai(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openai", None)
-    with pytest.raises(MissingDependencyError, match=r"'llm_judge' needs openai.*pip install"):
+    with pytest.raises(MissingDependencyError, match=r"LLM judge needs openai.*pip install"):
         build("llm_judge", split, {"base_url": "http://x", "model": "m"})
 
 
@@ -227,7 +228,7 @@ def test_requests_keep_the_pace_over_threads_and_processes(monkeypatch: pytest.M
     monkeypatch.setenv("WORLD_SIZE", "2")
     slept: list[float] = []
     clock = SimpleNamespace(monotonic=time.monotonic, sleep=slept.append)
-    monkeypatch.setattr(judges, "time", clock)
+    monkeypatch.setattr(llm_judge, "time", clock)
     turns = iter([Fails(500)])
     with ScriptedEndpoint(lambda body: next(turns, grading(body))) as endpoint:
         one = judge(endpoint, requests_per_minute=2, retries=1)
@@ -277,7 +278,7 @@ def test_what_was_answered_outlives_a_killed_process(
 ) -> None:
     cache = tmp_path / "verdicts.jsonl"
     code = (
-        "import sys; from thinkgate_train.rewards.judges import LLMJudge\n"
+        "import sys; from thinkgate.llm_judge import LLMJudge\n"
         "judge = LLMJudge(base_url=sys.argv[1], model='m', cache=sys.argv[2], concurrency=1)\n"
         "judge.score(['q'] * 3, ['1!', '2!!', '3!!!'])\n"
     )
