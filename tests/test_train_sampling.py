@@ -61,6 +61,22 @@ def test_right_traces_are_kept_with_their_thought_and_their_problem(
     assert not list(tmp_path.glob(".*"))
 
 
+def test_a_trace_is_written_as_the_student_is_to_write(recipe: Path, tmp_path: Path) -> None:
+    style = "sampling.trace='{open}{thought}{close}{answer}'"
+    with ScriptedEndpoint(right) as endpoint:
+        assert take(recipe, tmp_path / "out", endpoint.base_url, style) == 0
+    for row in rows(tmp_path / "out" / "data.jsonl"):
+        assert row["completion"] == f"<think>{row['prompt']} is easy</think>{eval(row['prompt'])}"
+
+
+@pytest.mark.parametrize("trace", ["{thought}", "{open}{answer}{thought}{close}", "{0}", "{open"])
+def test_a_trace_without_its_parts_is_refused(
+    recipe: Path, tmp_path: Path, trace: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert take(recipe, tmp_path / "out", "http://127.0.0.1:9", f"sampling.trace='{trace}'") == 2
+    assert "sampling.trace" in capsys.readouterr().err
+
+
 def test_wrong_unfinished_and_untagged_traces_are_dropped_and_counted(
     recipe: Path, tmp_path: Path
 ) -> None:

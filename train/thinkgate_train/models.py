@@ -104,10 +104,26 @@ def _load(recipe: Recipe, source: str, tokenizer: Any, *, quantized: bool) -> An
         options["quantization_config"] = _quantization(recipe)
     with _explained(source):
         if recipe.method == "reward_model":
-            return AutoModelForSequenceClassification.from_pretrained(
+            model = AutoModelForSequenceClassification.from_pretrained(
                 source, num_labels=1, pad_token_id=tokenizer.pad_token_id, **options
             )
-        return AutoModelForCausalLM.from_pretrained(source, **options)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(source, **options)
+    if "quantization_config" in options:
+        _keep_unpacked(model)
+    return model
+
+
+def _keep_unpacked(model: Any) -> None:
+    """Keep bitsandbytes from packing 4-bit weights for inference on CPUs with AVX512-BF16.
+
+    It does so at the first forward pass without gradients, which in RL is a rollout, and from then
+    on its matrix product has no gradient with respect to its input: every layer but the last learns
+    noise, and nothing says so (bitsandbytes 0.50).
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _pinned(recipe: Recipe) -> dict[str, Any]:

@@ -5,9 +5,10 @@ none is mirrored here. Recipes lie in `train/recipes/`; `thinkgate train NAME` f
 ones. Knows what may be written; `trl_options.py` knows what TRL takes, `run.py` what happens.
 """
 
+from string import Formatter
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from thinkgate.config import Config
 from thinkgate.errors import ConfigError
@@ -171,6 +172,16 @@ class Sampling(Config):
     verify: bool = True
     """Keep only what the verifier finds correct; false where problems have no gold."""
     judge: Judge | None = None
+    trace: str = "{open}\n{thought}\n{close}\n\n{answer}"
+    """How the student writes what an endpoint returned in two parts; the default is R1's form."""
+
+    @field_validator("trace")
+    @classmethod
+    def _has_all_parts(cls, trace: str) -> str:
+        parts = [name for _, name, _, _ in Formatter().parse(trace) if name is not None]
+        if parts != ["open", "thought", "close", "answer"]:
+            raise ValueError("write {open}, {thought}, {close} and {answer} in it, in that order")
+        return trace
 
 
 class Toy(Config):

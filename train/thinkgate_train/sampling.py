@@ -305,4 +305,7 @@ def _with_thought(recipe: Recipe, choice: Any) -> str:
     tags = recipe.tags
     if choice.finish_reason == "length" and not content:
         return f"{tags.open}{thought}"
-    return f"{tags.open}\n{thought}\n{tags.close}\n\n{content}"
+    assert recipe.sampling is not None
+    return recipe.sampling.trace.format(
+        open=tags.open, thought=thought, close=tags.close, answer=content
+    )
