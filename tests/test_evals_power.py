@@ -96,6 +96,8 @@ def test_the_plan_says_what_is_found_and_what_the_margin_takes() -> None:
     assert second.endswith("; the 100 planned are too few")
     assert plan_lines(suite, None, policy)[1].endswith("; the 1,000 planned are enough")
     assert len(plan_lines(suite, 100)) == 1
+    [hopeless] = plan_lines(suite, 1)
+    assert "1 problem with 1 answer each are too few to find any difference" in hopeless
 
 
 def test_rules_without_a_margin_need_no_plan() -> None:

@@ -96,7 +96,10 @@ def _ready(server: LocalServer) -> bool:
     try:
         with urllib.request.urlopen(f"{server.base_url.removesuffix('/v1')}/ready", timeout=5):
             return True
-    except (urllib.error.URLError, OSError):
+    except urllib.error.HTTPError as error:  # it answers, but not yet with 200
+        error.close()
+        return False
+    except OSError:
         return False
 
 

@@ -39,7 +39,7 @@ from thinkgate_evals.outputs import REPORT_JSON, write_outputs
 from thinkgate_evals.plan import plan_lines
 from thinkgate_evals.results import Result, Results, run_of
 from thinkgate_evals.runner import Endpoint
-from thinkgate_evals.second_grader import SecondGrader, disagreements
+from thinkgate_evals.second_grader import disagreements, grader_from
 from thinkgate_evals.stats import Interval
 from thinkgate_evals.suites import LoadedSuite, load_suite
 
@@ -117,8 +117,9 @@ def add_measuring_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--registry", type=Path, help="registry folder; default: runs/registry")
     parser.add_argument(
         "--second-grader",
-        choices=[grader.value for grader in SecondGrader],
-        help="let this one grade every answer too, and list where the two disagree",
+        metavar="GRADER",
+        help="let this one grade every answer too, and list where the two disagree: math-verify, "
+        "or a .yaml file with base_url and model of a language model that judges",
     )
 
 
@@ -134,7 +135,7 @@ def options(args: argparse.Namespace, limit: int | None = None) -> Options:
         timeout=args.timeout,
         fresh=args.fresh,
         cache=args.cache,
-        second_grader=SecondGrader(args.second_grader) if args.second_grader else None,
+        second_grader=grader_from(args.second_grader) if args.second_grader else None,
     )
 
 
@@ -144,6 +145,10 @@ def run(args: argparse.Namespace) -> int:
     overrides = [*args.set, *([f"samples={args.samples}"] if args.samples else [])]
     names, tasks = lm_names(args.suite)
     suites = [load_suite(name, data_dir=args.data_dir, overrides=overrides) for name in names]
+    if tasks and chosen.second_grader is not None:
+        raise ConfigError(
+            f"--second-grader is for suites, and lm:{tasks[0]} is scored by lm-eval; leave one away"
+        )
     lm_plan = lm_harness.plan(tasks, overrides, args.data_dir)
     doubled = {s.name for s in suites if sum(t.name == s.name for t in suites) > 1}
     if doubled:
@@ -158,6 +163,8 @@ def run(args: argparse.Namespace) -> int:
         page = write_outputs(folder, _results(name, measurements))
         record_scores(folder / REPORT_JSON, measurements)
     warn_of_copies(measurements)
+    if chosen.second_grader is not None:
+        _warn_of_silence(measurements)
     for measured in measurements:
         console.print(_table(measured))
         _show_disagreements(measured)
@@ -188,6 +195,20 @@ def warn_of_copies(measurements: Iterable[Measurement]) -> None:
             soft_wrap=True,
             markup=False,
         )
+
+
+def _warn_of_silence(measurements: Iterable[Measurement]) -> None:
+    """Say on stderr how often the second grader gave no verdict."""
+    for measured in measurements:
+        graded = [record for record in measured.records if record.graded]
+        silent = sum(record.second_verdict is None for record in graded)
+        if silent:
+            errors.print(
+                f"thinkgate: warning: {measured.loaded.name}: the second grader gave no verdict on "
+                f"{silent:,} of {len(graded):,} answers; run the same command again to ask again",
+                soft_wrap=True,
+                markup=False,
+            )
 
 
 def _checkpoint(

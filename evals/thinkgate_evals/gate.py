@@ -30,7 +30,7 @@ from thinkgate_evals.policy import (
     TruncationRate,
 )
 from thinkgate_evals.records import Record
-from thinkgate_evals.second_grader import under_second
+from thinkgate_evals.second_grader import Grader, grader_name, under_second
 from thinkgate_evals.stats import (
     Interval,
     holm_levels,
@@ -75,9 +75,10 @@ class Evidence:
     seen_prompts: frozenset[str] | None = None
     """Keys of the prompts it was trained on; None when that was not recorded."""
 
-    def under_second(self) -> "Evidence":
+    def under_second(self, grader: Grader) -> "Evidence":
         """The same answers as the second grader sees them."""
-        return replace(self, records={s: under_second(r) for s, r in self.records.items()})
+        records = {suite: under_second(found, grader) for suite, found in self.records.items()}
+        return replace(self, records=records)
 
     def fingerprint(self, suite: str) -> str | None:
         """What the results depend on beside the model; None where that is not known."""
@@ -96,11 +97,11 @@ def decide(policy: Policy, candidate: Evidence, incumbent: Evidence | None) -> D
         _same_suites(policy, candidate, incumbent)
     rules = policy.all_rules()
     results = _Judge(policy, candidate, incumbent).judge(rules)
-    if policy.second_grader is not None:
-        others = incumbent.under_second() if incumbent else None
-        again = _Judge(policy, candidate.under_second(), others).judge(rules)
+    if (grader := policy.second_grader) is not None:
+        others = incumbent.under_second(grader) if incumbent else None
+        again = _Judge(policy, candidate.under_second(grader), others).judge(rules)
         pairs = zip(results, again, strict=True)
-        results = [_under_both(ours, theirs, policy.second_grader) for ours, theirs in pairs]
+        results = [_under_both(ours, theirs, grader_name(grader)) for ours, theirs in pairs]
     fingerprints = {s: candidate.fingerprint(s) or UNKNOWN for s in policy.suites()}
     evidence = [candidate.digest, policy.digest(), fingerprints, [r.model_dump() for r in results]]
     return Decision(

@@ -46,6 +46,7 @@ from thinkgate_evals.policy import Policy, load_policy
 from thinkgate_evals.record_sets import RecordSet, find_record_sets
 from thinkgate_evals.records import Record, read_records
 from thinkgate_evals.results import Result, Results, run_of, run_of_set
+from thinkgate_evals.second_grader import grader_name
 from thinkgate_evals.suites import LoadedSuite, load_suite
 from thinkgate_evals.wording import asked_text, estimate_text
 
@@ -82,6 +83,11 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("name one candidate: a checkpoint folder, or records with --records")
     if args.out is not None and args.records is None:
         raise ConfigError("--out is for --records; a checkpoint's decision goes into its folder")
+    if args.records is not None and args.second_grader is not None:
+        raise ConfigError(
+            "--second-grader measures, and --records only decides; the records say what a second "
+            "grader said"
+        )
     if policy.compares() and args.against is None:
         raise ConfigError(
             f"policy '{policy.name}' compares with an incumbent; name one with --against, for "
@@ -96,6 +102,12 @@ def run(args: argparse.Namespace) -> int:
             incumbent = find_checkpoint(args.against, args.registry) if args.against else None
             chosen = options(args, policy.limit)
             if policy.second_grader is not None:
+                if chosen.second_grader not in (None, policy.second_grader):
+                    raise ConfigError(
+                        f"--second-grader {args.second_grader}: policy '{policy.name}' demands "
+                        f"{grader_name(policy.second_grader)}; leave the option away, or change "
+                        "the policy"
+                    )
                 chosen = replace(chosen, second_grader=policy.second_grader)
             decision = gate(policy, candidate, incumbent, chosen, data_dir=args.data_dir)
             page = candidate.meta("report.html")

@@ -17,7 +17,7 @@ from thinkgate.registry import Registry
 from thinkgate_evals.metrics import Summary, summarise
 from thinkgate_evals.records import Record, Recording, set_aside
 from thinkgate_evals.runner import Endpoint, missing, run
-from thinkgate_evals.second_grader import SecondGrader, grade_again
+from thinkgate_evals.second_grader import Grader, grade_again
 from thinkgate_evals.suites import LoadedSuite
 
 __all__ = [
@@ -46,7 +46,7 @@ class Options:
     fresh: bool = False
     """Set recorded samples aside and measure again, without looking into the cache."""
 
-    second_grader: SecondGrader | None = None
+    second_grader: Grader | None = None
     """Let this one grade every answer too."""
 
     cache: Path | None = None
@@ -212,7 +212,7 @@ def _measurement(recording: Recording, loaded: LoadedSuite, options: Options) ->
         for repeat in range(loaded.suite.samples)
     )
     if options.second_grader is not None:
-        twice = tuple(grade_again(records, options.second_grader))
+        twice = tuple(grade_again(records, options.second_grader, recording.path.parent))
         if twice != records:
             recording.replace(twice)
         records = twice

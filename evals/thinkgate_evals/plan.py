@@ -32,10 +32,10 @@ def plan_lines(
     alpha = policy.alpha if policy else 0.05
     effect = 100 * detectable(problems, samples, variances, alpha)
     supposed = "" if known else ", supposing problems of every difficulty"
-    lines = [
-        f"{loaded.name}: {_plan(problems, samples)} find a difference from {effect:.1f} points up "
-        f"4 times in 5{supposed}"
-    ]
+    finds = f"find a difference from {effect:.1f} points up 4 times in 5"
+    if effect >= 100:
+        finds = "are too few to find any difference 4 times in 5"
+    lines = [f"{loaded.name}: {_plan(problems, samples)} {finds}{supposed}"]
     for rule, margin in _margins(policy, loaded.name):
         enough = problems_needed(margin, samples, variances, alpha)
         needs = [
@@ -63,4 +63,5 @@ def _margins(policy: Policy | None, suite: str) -> list[tuple[str, float]]:
 
 def _plan(problems: int, samples: int) -> str:
     answers = "1 answer" if samples == 1 else f"{samples} answers"
-    return f"{problems:,} problems with {answers} each"
+    asked = "1 problem" if problems == 1 else f"{problems:,} problems"
+    return f"{asked} with {answers} each"

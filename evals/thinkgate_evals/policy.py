@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from thinkgate.config import Config, bundled, parse, read_yaml
-from thinkgate_evals.second_grader import SecondGrader
+from thinkgate_evals.second_grader import Grader
 
 __all__ = [
     "Contamination",
@@ -122,8 +122,9 @@ class Policy(Config):
     limit: Annotated[int, Field(ge=1)] | None = None
     """Ask only the first this many problems of each suite."""
 
-    second_grader: SecondGrader | None = None
-    """Rules about accuracy pass only when they do under this grader as well."""
+    second_grader: Grader | None = None
+    """Rules about accuracy pass only when they do under this grader as well: `math-verify`, or the
+    settings of a language model that judges."""
 
     rules: Annotated[tuple[Rule, ...], Field(min_length=1)]
 

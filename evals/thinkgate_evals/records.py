@@ -65,6 +65,9 @@ class Record(Config):
     second_verdict: Verdict | None = None
     """Of a second grader, where one was asked."""
 
+    second_grader: str | None = None
+    """Which one."""
+
     reasoning: str | None = None
     answer: str | None = None
     """None when the thought was cut off, or when the request failed."""
