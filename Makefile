@@ -37,7 +37,7 @@ quickstart: $(READY)  ## train, gate, promote and serve a small reasoner on this
 test: lint types pytest  ## ruff, pyright and pytest: all that needs no GPU
 
 test-recipes: $(READY)  ## every shipped recipe at toy size; each must move its metric
-	$(RUN) pytest -m recipes tests/test_recipes.py tests/test_recipes_pipelines.py $(ARGS)
+	$(RUN) pytest -m recipes -n 2 --dist loadfile tests/test_recipes.py tests/test_recipes_pipelines.py $(ARGS)
 
 lint: $(READY)
 	$(RUN) ruff check .
