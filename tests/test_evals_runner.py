@@ -361,6 +361,27 @@ def test_a_context_too_small_for_max_tokens_is_used_as_far_as_it_goes(
     assert limits == [4096, None, 4096, None]
 
 
+@pytest.mark.parametrize(("used", "kept"), [(7, True), (70, True), (80, False)])
+def test_a_thinking_budget_is_sent_and_an_endpoint_that_ignores_it_is_found_out(
+    problems: Path, used: int, kept: bool, tmp_path: Path
+) -> None:
+    bound = load_suite(f"jsonl:{problems}", overrides=["sampling.thinking_budget=9"])
+    usage = {
+        "completion_tokens": used + 3,
+        "completion_tokens_details": {"reasoning_tokens": used},
+    }
+
+    def script(body: dict[str, Any]) -> Says:
+        assert body["thinking_budget"] == 9
+        return Says("1", "hm", usage=usage)
+
+    if kept:
+        assert measure(script, bound, tmp_path).summary.samples == len(bound.problems)
+    else:
+        with pytest.raises(EndpointError, match="does not keep to thinking_budget 9"):
+            measure(script, bound, tmp_path)
+
+
 def test_text_that_is_not_unicode_is_stored_all_the_same(
     suite: LoadedSuite, tmp_path: Path
 ) -> None:

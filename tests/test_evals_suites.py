@@ -1,9 +1,14 @@
 """Suites: strict, shipped ones load, and the fingerprint moves with all that decides a result."""
 
 import json
+import re
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
+from datasets.exceptions import DatasetNotFoundError
 
 from thinkgate.answers import Verdict, check_many
 from thinkgate.errors import ConfigError, DataError
@@ -20,6 +25,18 @@ ROWS = {
     "aime24": ("aime24.jsonl", {"id": 60, "problem": "P", "answer": "025"}),
     "aime25": ("aime25.jsonl", {"id": "I-1", "problem": "P", "answer": "70"}),
     "amc23": ("amc23.jsonl", {"id": 0, "question": "P", "answer": 27.0}),
+    "gpqa": (
+        "gpqa_diamond.jsonl",
+        {
+            "Record ID": "rec0",
+            "Question": "Which is a colour?\n",
+            "Correct Answer": "red\n",
+            "Incorrect Answer 1": "two",
+            "Incorrect Answer 2": "Rome",
+            "Incorrect Answer 3": "up",
+            "answer": "A",
+        },
+    ),
 }
 DRAWN = {"arithmetic": 1000, "symbolic-word": 520, "countdown": 500}
 SUITE = """\
@@ -52,6 +69,52 @@ def test_benchmarks_load_from_local_files(name: str, tmp_path: Path) -> None:
     assert problem.gold == str(row["answer"]).rpartition("#### ")[2]
     [message] = loaded.suite.prompt.messages(problem.prompt)
     assert message["content"].startswith(problem.prompt) and r"\boxed{}" in message["content"]
+
+
+def test_hub_suites_name_the_revision_they_were_made_for() -> None:
+    for name in ROWS:
+        data = yaml.safe_load((ROOT / "evals" / "suites" / f"{name}.yaml").read_text())["data"]
+        assert re.fullmatch("[0-9a-f]{40}", data["revision"]), name
+
+
+def test_options_have_an_order_of_their_own_for_each_question(tmp_path: Path) -> None:
+    file, row = ROWS["gpqa"]
+    rows = [row | {"Record ID": str(n), "Question": f"Question {n}"} for n in range(200)]
+    (tmp_path / file).write_text("".join(json.dumps(r) + "\n" for r in rows))
+    problems = load_suite("gpqa", data_dir=tmp_path).problems
+    for problem in problems:
+        question, empty, *options = problem.prompt.split("\n")
+        assert question == f"Question {problem.id}" and not empty
+        assert sorted(option[4:] for option in options) == ["Rome", "red", "two", "up"]
+        assert f"({problem.gold}) red" in options
+    letters = Counter(problem.gold for problem in problems)
+    assert set(letters) == set("ABCD") and min(letters.values()) > 30
+    # Where a row stands does not matter.
+    (tmp_path / file).write_text("".join(json.dumps(r) + "\n" for r in reversed(rows)))
+    assert sorted(problems, key=str) == sorted(
+        load_suite("gpqa", data_dir=tmp_path).problems, key=str
+    )
+
+
+def test_a_gated_data_set_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise DatasetNotFoundError(
+            "Dataset 'Idavidrein/gpqa' is a gated dataset on the Hub. You must be authenticated."
+        )
+
+    monkeypatch.setattr("datasets.load_dataset", refuse)
+    with pytest.raises(DataError, match=r"accept its terms.*https://.*hf auth login") as e:
+        load_suite("gpqa")
+    assert "gpqa_diamond.jsonl" in str(e.value)
+
+
+def test_a_thinking_budget_is_part_of_the_fingerprint_only_where_there_is_one() -> None:
+    plain, bound = (
+        load_suite("arithmetic"),
+        load_suite("arithmetic", overrides=["sampling.thinking_budget=50"]),
+    )
+    assert changed_keys(plain.identity(), bound.identity()) == ["sampling.thinking_budget"]
+    assert "thinking_budget" not in plain.suite.sampling.model_dump()
 
 
 def test_a_benchmark_without_its_file_is_one_sentence(tmp_path: Path) -> None:

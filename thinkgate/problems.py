@@ -93,6 +93,9 @@ class Fields(Config):
     """Default: the row's number."""
     gold_after: str | None = None
     """Keep what follows this text in the gold field: GSM8K's solutions end `#### 72`."""
+    wrong: tuple[str, ...] = Field(default=(), max_length=25, exclude_if=lambda value: not value)
+    """Fields with wrong answers. They and the gold become lettered options below the question, in
+    an order of its own for each problem, and the gold becomes its letter."""
 
 
 class JsonlSet(Config):
@@ -229,13 +232,17 @@ def _chain(draw: random.Random, terms: int) -> tuple[str, list[str], int]:
 def _from_rows(rows: list[dict[str, Any]], fields: Fields, origin: str) -> list[Problem]:
     problems: list[Problem] = []
     for number, row in enumerate(rows):
-        wanted = [fields.prompt, fields.gold, *([fields.id] if fields.id else [])]
+        wanted = [fields.prompt, fields.gold, *fields.wrong, *([fields.id] if fields.id else [])]
         missing = [name for name in wanted if row.get(name) is None]
         if missing:
             raise DataError(
                 f"{origin}, row {number + 1}: no field '{missing[0]}'; it has {', '.join(row)}"
             )
-        prompt, gold = (_text(row, name, f"{origin}, row {number + 1}") for name in wanted[:2])
+        texts = [
+            _text(row, name, f"{origin}, row {number + 1}")
+            for name in (fields.prompt, fields.gold, *fields.wrong)
+        ]
+        prompt, gold, *wrong = texts
         if fields.gold_after is not None:
             _, found, gold = gold.rpartition(fields.gold_after)
             if not found:
@@ -243,11 +250,27 @@ def _from_rows(rows: list[dict[str, Any]], fields: Fields, origin: str) -> list[
                     f"{origin}, row {number + 1}: '{fields.gold_after}' is not in '{fields.gold}'"
                 )
         identity = str(row[fields.id]) if fields.id else str(number)
+        if wrong:
+            prompt, gold = _with_options(prompt, gold, wrong)
         problems.append(Problem(identity, prompt, gold.strip()))
     doubled = len(problems) - len({p.id for p in problems})
     if doubled:
         raise DataError(f"{origin}: {doubled} problem ids occur more than once")
     return problems
+
+
+def _with_options(question: str, gold: str, wrong: list[str]) -> tuple[str, str]:
+    """The question with its answers as lettered options, and the letter of the gold.
+
+    The order is drawn from the texts themselves, so that it is the same wherever a row stands.
+    """
+
+    def drawn(option: str) -> bytes:
+        return hashlib.sha256(f"{question}\n{option}".encode()).digest()
+
+    options = sorted((text.strip() for text in (gold, *wrong)), key=drawn)
+    lines = [f"({chr(65 + n)}) {option}" for n, option in enumerate(options)]
+    return "\n".join([question.strip(), "", *lines]), chr(65 + options.index(gold.strip()))
 
 
 def _text(row: dict[str, Any], name: str, where: str) -> str:
@@ -293,6 +316,13 @@ def _read_hub(source: HubSet) -> list[dict[str, Any]]:
         )
     except Exception as error:  # the Hub client raises many kinds; all mean "not to be had"
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if "gated dataset" in reason:
+            page = f"https://huggingface.co/datasets/{source.dataset}"
+            raise DataError(
+                f"{source.dataset} is only for those who accept its terms: do that on {page}, then "
+                "log in with 'hf auth login' or set HF_TOKEN; or pass --data-dir with "
+                f"{source.local or 'a local copy'}"
+            ) from error
         raise DataError(
             f"{source.dataset}: cannot load it from the Hub ({reason}); pass --data-dir with "
             f"{source.local or 'a local copy'}"

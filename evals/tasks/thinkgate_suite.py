@@ -120,7 +120,8 @@ def _config(loaded: LoadedSuite) -> dict[str, Any]:
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "max_gen_toks": sampling.max_tokens,
-        },
+        }
+        | ({"thinking_budget": sampling.thinking_budget} if sampling.thinking_budget else {}),
         # Any value: without one, lm-eval looks for the metrics on the Hub.
         "process_results": "the suite's verifier",
         "metric_list": [

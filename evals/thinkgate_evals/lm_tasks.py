@@ -74,6 +74,8 @@ class LmSampling(Config):
     """Reasoning and answer together. None: what the task gives the answer, but 4096 at least; for
     our own suites exactly the suite's."""
 
+    thinking_budget: Annotated[int, Field(gt=0)] | None = None
+
     seed: int | None = None
     """Every sample gets its own seed, derived from this, the problem and the repeat. None: 0, or
     the suite's."""

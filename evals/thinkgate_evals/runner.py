@@ -32,6 +32,9 @@ __all__ = ["Endpoint", "missing", "run", "sample_seed"]
 GIVE_UP_AFTER = 20
 """This many requests failing inside the server in a row, none succeeding, and the run stops."""
 
+BUDGET_SLACK = 64
+"""Tokens beyond a thinking budget that ending the thought may take."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
@@ -211,6 +214,7 @@ class _Run:
             return Record.model_validate(asked | failed)
         self._failed_in_a_row = 0
         self._check_digest(client, reply)
+        self._check_budget(client, reply)
         # In a thread: a hard comparison may take seconds, and the other requests go on.
         verdict, extracted = await asyncio.to_thread(_grade, reply.answer, problem.gold)
         return _answered({**asked, "cached": cached}, reply, verdict, extracted)
@@ -235,6 +239,14 @@ class _Run:
         if expected and found and expected != found:
             raise EndpointError(
                 f"{client.base_url} now serves model {found[:12]}, not {expected[:12]}"
+            )
+
+    def _check_budget(self, client: AsyncClient, reply: Reply) -> None:
+        budget, used = self._loaded.suite.sampling.thinking_budget, reply.reasoning_tokens
+        if budget is not None and used is not None and used > budget + BUDGET_SLACK:
+            raise EndpointError(
+                f"{client.base_url} does not keep to thinking_budget {budget}: a thought had "
+                f"{used} tokens; leave sampling.thinking_budget away"
             )
 
     def _stop_if_hopeless(self, record: Record) -> None:

@@ -50,6 +50,12 @@ class Sampling(Config):
     max_tokens: Annotated[int, Field(gt=0)] = 4096
     """Reasoning and answer together."""
 
+    thinking_budget: Annotated[int, Field(gt=0)] | None = Field(
+        default=None, exclude_if=lambda value: value is None
+    )
+    """Tokens of the thought at most; None leaves it to `max_tokens`. An endpoint that does not keep
+    to it stops the run."""
+
     seed: int = 0
     """Every sample gets its own seed, derived from this, the problem and the repeat."""
 
