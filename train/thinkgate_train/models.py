@@ -31,6 +31,8 @@ class Start:
 def prepare_libraries() -> None:
     """Check that the training packages are there, and quiet them: what libraries print about
     themselves on every run hides what matters; errors stay."""
+    # Where it is installed, peft imports it, and it asks for one more package at that moment.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         import datasets
         import peft  # noqa: F401
