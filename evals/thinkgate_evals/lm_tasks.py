@@ -261,6 +261,7 @@ def _check(name: str, task: Any, settings: LmSettings) -> None:
         )
     if getattr(task, "MULTIMODAL", False):
         raise ConfigError(f"{which} asks about images or sound; choose a task of text")
+    _prepare_instructions(which, task)
     filters = {each.name for each in task._filters}
     if settings.filter is not None and settings.filter not in filters:
         raise ConfigError(
@@ -268,6 +269,26 @@ def _check(name: str, task: Any, settings: LmSettings) -> None:
         )
     if settings.samples is not None:
         task.set_config("repeats", settings.samples)
+
+
+def _prepare_instructions(which: str, task: Any) -> None:
+    """For IFEval and its kin: what scoring needs beside code, looked for before anything is asked,
+    and the same verdicts in every run."""
+    scoring = task.get_config("process_results")
+    if "instructions_registry" not in getattr(scoring, "__globals__", {}):
+        return
+    import langdetect  # pyright: ignore[reportMissingTypeStubs]
+    import nltk  # pyright: ignore[reportMissingTypeStubs]
+
+    langdetect.DetectorFactory.seed = 0  # it draws at random otherwise
+    try:
+        nltk.data.find("tokenizers/punkt_tab")
+    except LookupError as error:
+        raise DataError(
+            f"{which} counts sentences with NLTK's punkt_tab, which is not here and could not be "
+            "downloaded; where there is a network run 'python -m nltk.downloader -d nltk_data "
+            "punkt_tab', and set NLTK_DATA to that folder here"
+        ) from error
 
 
 def own_suite(task: Any) -> LoadedSuite | None:
