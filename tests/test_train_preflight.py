@@ -579,3 +579,13 @@ def test_no_mixture_of_prompts_beats_the_bound(rates: list[float], group: int) -
     assert mixture <= 1 - (1 - mean) ** group + 1e-12
     # And a group is at most (group - 1) times as often unequal as a pair.
     assert mixture <= (group - 1) * sum(2 * r * (1 - r) for r in rates) / len(rates) + 1e-12
+
+
+def test_a_puzzle_is_right_by_its_solution_not_by_its_gold(
+    wavering: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A countdown gold says how to tell a right answer; all of them were refused as unreadable."""
+    data = "data={source: countdown, half: train, count: 32, numbers: 3}"
+    assert check(wavering, rows_file(tmp_path, ALWAYS), tmp_path / "out", data) in (0, 2)
+    said = capsys.readouterr()
+    assert "a right answer earns" in said.out and "golds" not in said.err

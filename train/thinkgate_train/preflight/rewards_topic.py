@@ -7,7 +7,6 @@ order of their rewards says. Samples nothing.
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from rich.table import Table
 
@@ -54,7 +53,7 @@ def reward_topic(scorer: Scorer, rows: Sequence[Row], splitter: Splitter, tags: 
     form = _best_form(scorer, chosen[0], splitter, tags)
     tables: list[tuple[list[Probe], list[Scored]]] = []
     for row in chosen:
-        probes = _probes(row, [r["gold"] for r in readable], splitter, tags, form)
+        probes = _probes(row, [_answer(r) for r in readable], splitter, tags, form)
         scored = scorer.score([row] * len(probes), [probe.text for probe in probes])
         tables.append((probes, scored))
     silent = scorer.try_costly(chosen[0], tables[0][0][0].text)
@@ -93,48 +92,54 @@ def _thought(row: Row) -> str:
 
 
 def _answer(row: Row) -> str:
-    return "This is my answer." if row.get("gold") in (None, "") else str(row["gold"])
+    """What to write for a right answer: the gold, unless the row says what else."""
+    if row.get("gold") in (None, ""):
+        return "This is my answer."
+    return str(row.get("written") or row["gold"])
 
 
 def _probes(
-    row: Row, golds: Sequence[Any], splitter: Splitter, tags: Tags, form: str
+    row: Row, answers: Sequence[str], splitter: Splitter, tags: Tags, form: str
 ) -> list[Probe]:
     """The completions for one row, the right one first where there is a gold."""
     opened, thought, question = _opened(splitter, tags), _thought(row), last_question(row["prompt"])
-    gold = row.get("gold")
+    gold, answer = row.get("gold"), _answer(row)
+    other = None if gold in (None, "") else _changed(answer, str(gold), answers)
     closed = f"{opened}{thought}{tags.close}"
     digits = " ".join("0123456789")
     boxes = " ".join(f"\\boxed{{{number}}}" for number in range(10))
     made = {
-        "a digit changed": closed + form.format(_changed(str(gold), golds)),
+        "a digit changed": closed + form.format(other),
         "empty": "",
         "thought never closed": f"{opened}{thought}",
         "no answer": closed,
         "all digits listed": closed + form.format(digits),
-        "many boxes": f"{closed}\\boxed{{{gold}}} {boxes}",
-        "gold only in thought": f"{opened}{thought} {gold}{tags.close}as I said",
+        "many boxes": f"{closed}\\boxed{{{answer}}} {boxes}",
+        "gold only in thought": f"{opened}{thought} {answer}{tags.close}as I said",
         COPIED: closed + form.format(question),
     }
     if gold in (None, ""):
         unknowable = ("a digit changed", "gold only in thought", "many boxes")
         kept = {kind: text for kind, text in made.items() if kind not in unknowable}
-        made = {"well-formed": closed + form.format(_answer(row))} | kept
+        made = {"well-formed": closed + form.format(answer)} | kept
         return [Probe(kind, text, wrong=False) for kind, text in made.items()]
-    if _changed(str(gold), golds) is None:
+    if other is None:
         del made["a digit changed"]
     verdicts = check_many([(splitter(text).answer, str(gold)) for text in made.values()])
     wrong = [v in (Verdict.WRONG, Verdict.NO_ANSWER) for v in verdicts]
     return [
-        Probe("right", closed + form.format(gold), wrong=False),
+        Probe("right", closed + form.format(answer), wrong=False),
         *(Probe(kind, text, w) for (kind, text), w in zip(made.items(), wrong, strict=True)),
     ]
 
 
-def _changed(gold: str, golds: Iterable[Any]) -> str | None:
-    """Another answer that looks like `gold`: its last digit raised by one, or another row's."""
-    last = re.search(r"\d(?=\D*$)", gold)
-    digit = f"{gold[: last.start()]}{(int(last[0]) + 1) % 10}{gold[last.end() :]}" if last else gold
-    for other in (digit, *map(str, golds)):
+def _changed(right: str, gold: str, answers: Iterable[str]) -> str | None:
+    """A wrong answer that looks like `right`: its last digit raised by one, or another row's."""
+    last = re.search(r"\d(?=\D*$)", right)
+    digit = right
+    if last:
+        digit = f"{right[: last.start()]}{(int(last[0]) + 1) % 10}{right[last.end() :]}"
+    for other in (digit, *answers):
         if check(other, gold) is Verdict.WRONG:
             return other
     return None
@@ -226,10 +231,10 @@ def _prefill_warning(
 def _golds(
     scorer: Scorer, golden: Sequence[Row]
 ) -> tuple[list[Row], list[str], ThinkgateError | None]:
-    """The rows whose gold the verifier accepts as its own answer; a warning where it does not for
-    some, an error where it does for none and a right answer is what is rewarded."""
+    """The rows whose right answer the verifier accepts; a warning where it does not for some, an
+    error where it does for none and a right answer is what is rewarded."""
     golds = [str(row["gold"]) for row in golden]
-    verdicts = check_many([(gold, gold) for gold in golds])
+    verdicts = check_many(zip(map(_answer, golden), golds, strict=True))
     accepted = [verdict is Verdict.CORRECT for verdict in verdicts]
     readable = [row for row, fine in zip(golden, accepted, strict=True) if fine]
     if all(accepted) or not _graded(scorer):
