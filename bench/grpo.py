@@ -120,6 +120,9 @@ def measure(arm: str, base: Path, steps: int, out: Path) -> dict[str, Any]:
 
 def run_arm(arm: str, base: Path, steps: int, out: Path) -> None:
     """In its own process: train, and leave what was measured in `seen.json`."""
+    from thinkgate_train.models import prepare_libraries
+
+    prepare_libraries()
     from transformers import Trainer
     from trl import GRPOTrainer
 
