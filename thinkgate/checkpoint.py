@@ -42,6 +42,7 @@ __all__ = [
     "TemplateFingerprint",
     "file_digests",
     "gated",
+    "is_model_file",
     "load_checkpoint",
     "model_digest",
     "now",
@@ -216,7 +217,7 @@ def file_digests(folder: Path) -> dict[str, str]:
     result: dict[str, str] = {}
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder)
-        if relative.parts[0] == META or any(part.startswith(".") for part in relative.parts):
+        if not is_model_file(relative.as_posix()):
             continue
         if path.is_symlink():
             raise CheckpointError(f"{path} is a symbolic link; copy the file into the checkpoint")
@@ -224,6 +225,12 @@ def file_digests(folder: Path) -> dict[str, str]:
             with path.open("rb") as file:
                 result[relative.as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
     return result
+
+
+def is_model_file(name: str) -> bool:
+    """Whether a file, named relative to its checkpoint, counts for the model digest."""
+    parts = name.split("/")
+    return parts[0] != META and not any(part.startswith(".") for part in parts)
 
 
 def model_digest(folder: Path) -> str:

@@ -1,0 +1,9 @@
+"""Who vouches for a checkpoint: keys, signatures, attestations, and verifying them.
+
+`sign(folder, key)` attests and signs; `verify(folder, keys)` says line by line what matches.
+"""
+
+from thinkgate.provenance.signing import sign
+from thinkgate.provenance.verification import Check, Outcome, Report, verify
+
+__all__ = ["Check", "Outcome", "Report", "sign", "verify"]

@@ -1,0 +1,33 @@
+"""Examples:
+
+thinkgate sign runs/quickstart/grpo
+thinkgate sign runs/quickstart/grpo --key ci
+"""
+
+import argparse
+from pathlib import Path
+
+from rich.markup import escape
+
+from thinkgate.console import console
+from thinkgate.errors import ConfigError
+from thinkgate.provenance.keys import signing_key
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `thinkgate sign`."""
+    parser.add_argument("checkpoint", type=Path, help="checkpoint folder that passed its gate")
+    parser.add_argument("--key", help="name or file of a private key; default: the key 'default'")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Attest and sign."""
+    from thinkgate.provenance import sign
+
+    key = signing_key(args.key)
+    if key is None:
+        raise ConfigError(
+            "no key named 'default'; make one with 'thinkgate keys new', or use --key"
+        )
+    console.print(escape(f"signed   {sign(args.checkpoint, key)}"), soft_wrap=True)
+    return 0
