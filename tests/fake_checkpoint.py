@@ -62,6 +62,7 @@ def record_decision(folder: Path, verdict: GateVerdict = GateVerdict.PASS) -> De
         policy="tests",
         policy_sha256="0" * 64,
         candidate=checkpoint.digest,
+        template=checkpoint.manifest.template.digest,
         incumbent=None,
         suites={},
         rules=(),

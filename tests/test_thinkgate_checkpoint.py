@@ -246,5 +246,17 @@ def test_a_decision_holds_for_the_tags_it_was_made_with(tmp_path: Path) -> None:
     manifest = json.loads(file.read_text())
     manifest["template"]["open_tag"] = "<thought>"
     file.write_text(json.dumps(manifest))
-    with pytest.raises(CheckpointError, match=r"tags or sampling defaults .* were changed"):
+    with pytest.raises(CheckpointError, match=r"tags or sampling defaults .* are not"):
         gated(load_checkpoint(tmp_path / "c"))
+
+
+def test_nothing_is_taken_unbound(tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(tmp_path / "c")
+    decide(checkpoint)
+    decision, manifest = checkpoint.meta("decision.json"), checkpoint.meta("manifest.json")
+    decision.write_text(json.dumps(json.loads(decision.read_text()) | {"template": None}))
+    with pytest.raises(CheckpointError, match=r"tags or sampling defaults .* are not"):
+        gated(checkpoint)
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"seen_sha256": None}))
+    with pytest.raises(CheckpointError, match="changed or removed after training"):
+        load_checkpoint(tmp_path / "c").seen_prompts()

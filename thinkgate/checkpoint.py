@@ -134,7 +134,7 @@ class Manifest(Config):
     packages: dict[str, str] = Field(default_factory=dict)
     seed: int = 0
     seen_sha256: str | None = None
-    """Of `thinkgate/seen-prompts.txt`; None in manifests older than this field."""
+    """Of `thinkgate/seen-prompts.txt`; `write_manifest` fills it in."""
     parent: str | None = None
     """`model_digest` of the checkpoint this one was trained from."""
     metrics: dict[str, float] = Field(default_factory=dict)
@@ -170,7 +170,7 @@ class Decision(Config):
     candidate: str
     """`model_digest` of the checkpoint that was judged; the decision holds for nothing else."""
     template: str | None = None
-    """`TemplateFingerprint.digest` it was judged with; None in decisions older than this field."""
+    """`TemplateFingerprint.digest` it was judged with; None in decisions about records alone."""
     incumbent: str | None
     suites: dict[str, str]
     """Suite name to the fingerprint of prompt, sampling and problems."""
@@ -199,7 +199,7 @@ class Checkpoint:
         path = self.meta(SEEN)
         content = path.read_bytes() if path.is_file() else b""
         expected = self.manifest.seen_sha256
-        if expected is not None and hashlib.sha256(content).hexdigest() != expected:
+        if hashlib.sha256(content).hexdigest() != expected:
             raise CheckpointError(
                 f"{path} was changed or removed after training, so what the model was trained on "
                 "is not known; restore it, or train again"
@@ -276,9 +276,9 @@ def gated(checkpoint: Checkpoint) -> Decision:
             f"{path}: its decision {decision.id} is about {decision.candidate[:12]}, the files are "
             f"{checkpoint.digest[:12]}; run 'thinkgate gate {path}' again"
         )
-    if decision.template not in (None, checkpoint.manifest.template.digest):
+    if decision.template != checkpoint.manifest.template.digest:
         raise CheckpointError(
-            f"{path}: the tags or sampling defaults in its manifest were changed since decision "
+            f"{path}: the tags or sampling defaults in its manifest are not those of decision "
             f"{decision.id}; run 'thinkgate gate {path}' again"
         )
     if decision.verdict is not GateVerdict.PASS:
