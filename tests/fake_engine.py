@@ -16,7 +16,14 @@ from jinja2.exceptions import TemplateError
 
 from thinkgate_serve.app import create_app
 from thinkgate_serve.card import Card
-from thinkgate_serve.engine import Delta, EngineDead, Finish, Sampling
+from thinkgate_serve.engine import (
+    Constraint,
+    Delta,
+    EngineDead,
+    Finish,
+    RequestRefused,
+    Sampling,
+)
 from thinkgate_serve.service import Settings
 
 CONTEXT = 4000
@@ -84,6 +91,10 @@ class FakeEngine:
         self.running = 0
         self.produced = 0
         self.requests: list[tuple[str, Sampling]] = []
+
+    def check_constraint(self, constraint: Constraint) -> None:
+        if constraint.schema is not None and "refuse" in constraint.schema:
+            raise RequestRefused("this schema is beyond the engine")
 
     async def ready(self) -> bool:
         return not self.dead

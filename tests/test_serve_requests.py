@@ -42,9 +42,40 @@ REFUSED: dict[str, tuple[dict[str, Any], str | None, str]] = {
         "not supported",
     ),
     "tools": ({"tools": [{"type": "function"}]}, "tools", "not supported"),
-    "logprobs": ({"logprobs": True}, "logprobs", "not supported"),
-    "schema": ({"response_format": {"type": "json_object"}}, "response_format", "not supported"),
-    "effort": ({"reasoning_effort": "high"}, "reasoning_effort", "not supported"),
+    "top without logprobs": ({"top_logprobs": 2}, None, "needs logprobs"),
+    "many logprobs": ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "equal to 20"),
+    "no schema": (
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}},
+        "response_format",
+        "no 'schema'",
+    ),
+    "bad schema": (
+        {
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"name": "x", "schema": {"type": "robot"}},
+            }
+        },
+        "response_format",
+        "'robot'",
+    ),
+    "schema beyond the engine": (
+        {
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"name": "x", "schema": {"refuse": True}},
+            }
+        },
+        "response_format",
+        "beyond the engine",
+    ),
+    "effort": ({"reasoning_effort": "huge"}, "reasoning_effort", "'none'"),
+    "budget below zero": ({"thinking_budget": -1}, "thinking_budget", "equal to 0"),
+    "two budgets": (
+        {"thinking_budget": 1, "reasoning_effort": "low"},
+        None,
+        "either thinking_budget or reasoning_effort",
+    ),
     "stream options": ({"stream_options": {"include_usage": True}}, None, "only allowed when"),
     "two limits": ({"max_tokens": 5, "max_completion_tokens": 6}, None, "differ"),
     "bias key": ({"logit_bias": {"x": 1}}, "logit_bias", "'x' is not a token id"),

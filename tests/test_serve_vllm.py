@@ -146,6 +146,58 @@ def test_logit_bias_reaches_the_engine(served: LocalServer) -> None:
     assert reply.choices[0].message.content == "zzzzz"
 
 
+def test_a_thinking_budget_closes_the_thought_and_answers(served: LocalServer) -> None:
+    def draw() -> tuple[Any, Any]:
+        body: Any = asked("spaced") | {"temperature": 1, "seed": 5}
+        reply = client(served).chat.completions.create(
+            model=served.model, max_tokens=60, extra_body={"thinking_budget": 5}, **body
+        )
+        return reply.choices[0], reply.usage
+
+    choice, usage = draw()
+    assert choice.message.reasoning_content == "fir"  # the tag and the line break are tokens too
+    assert choice.message.content is not None and choice.reasoning_truncated is True
+    assert usage.completion_tokens_details.reasoning_tokens == 5 + 2  # a line break and the tag
+    again, counted = draw()
+    assert (again.message, counted) == (choice.message, usage)
+
+
+def test_a_schema_binds_the_answer_and_not_the_thought(served: LocalServer) -> None:
+    schema = {"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"],
+              "additionalProperties": False}  # fmt: skip
+    for lesson in ("closed", "plain"):
+        body: Any = asked(lesson) | {
+            "response_format": {"type": "json_schema",
+                                "json_schema": {"name": "x", "schema": schema}}
+        }  # fmt: skip
+        reply = client(served).chat.completions.create(model=served.model, max_tokens=200, **body)
+        message: Any = reply.choices[0].message
+        thought = split(LESSONS[lesson]).reasoning or None
+        assert message.reasoning_content == thought
+        if reply.choices[0].finish_reason == "stop":  # a tiny model may write spaces to the end
+            assert json.loads(message.content)["n"] in (1, 2)
+        else:
+            assert message.content.startswith("{")
+    with pytest.raises(openai.BadRequestError, match="the schema cannot be used"):
+        bad: Any = asked("closed") | {
+            "response_format": {"type": "json_schema",
+                                "json_schema": {"name": "x", "schema": {"type": "robot"}}}
+        }  # fmt: skip
+        client(served).chat.completions.create(model=served.model, **bad)
+
+
+def test_logprobs_of_the_answer(served: LocalServer) -> None:
+    reply = client(served).chat.completions.create(
+        model=served.model, logprobs=True, top_logprobs=2, **asked("closed")
+    )
+    logprobs = reply.choices[0].logprobs
+    assert logprobs is not None and logprobs.content is not None
+    assert [entry.token for entry in logprobs.content] == ["1", "5"]
+    for entry in logprobs.content:
+        assert len(entry.top_logprobs) == 2
+        assert entry.top_logprobs[0].logprob == entry.logprob <= 0
+
+
 def test_plain_completions_are_verbatim(served: LocalServer) -> None:
     prompt = "<|user|>closed<|assistant|>"
     reply = client(served).completions.create(

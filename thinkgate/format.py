@@ -122,6 +122,11 @@ class ThinkSplitter:
         """What the status would be if the text ended now."""
         return self._status
 
+    @property
+    def open(self) -> bool:
+        """Whether what follows may still be thought: the answer has not begun."""
+        return self._phase < _CLOSED
+
     def feed(self, text: str, tokens: int = 0) -> list[tuple[Channel, str]]:
         """The deltas that `text` settles; at most one per channel, reasoning first.
 

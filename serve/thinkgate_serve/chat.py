@@ -3,19 +3,26 @@
 Owns the shape of chat responses. A thought goes to `reasoning_content` and `reasoning` (or one of
 them), never into `content`: "" when the model closed an empty thought, null when it opened none. A
 choice that ended inside its thought has null content, `finish_reason` "length" and
-`reasoning_truncated` true; that field is on every choice, beside `finish_reason`.
+`reasoning_truncated` true; that field is on every choice, beside `finish_reason`, and true as well
+when the thought was closed for the model at its budget.
 """
 
+import asyncio
+import json
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from fastapi import Request
 from starlette.responses import Response
 
 from thinkgate.format import Channel, SplitStatus
+from thinkgate_serve.engine import Constraint, RequestRefused, TokenLogprob
+from thinkgate_serve.failures import ApiError
 from thinkgate_serve.generation import Choice, Piece, Plan, Thinking
-from thinkgate_serve.protocol import ChatRequest
+from thinkgate_serve.phases import EFFORTS, Phased, bounded
+from thinkgate_serve.protocol import ChatRequest, ResponseFormat
 from thinkgate_serve.service import Service
 from thinkgate_serve.wire import dumps, respond, usage
 
@@ -26,14 +33,64 @@ async def chat_completion(service: Service, request: ChatRequest, http: Request)
     """Answer one chat request."""
     begun = time.perf_counter()
     service.check_model(request.model)
-    prompt = await service.render(request.messages, request.chat_template_kwargs)
-    plan = service.plan(request, prompt, request.limit, stop_in_reasoning=request.stop_in_reasoning)
+    constraint = await asyncio.to_thread(_constraint, service, request.response_format)
+    kwargs = dict(request.chat_template_kwargs or {})
+    if request.reasoning_effort == "none":
+        kwargs.setdefault("enable_thinking", False)
+    prompt = await service.render(request.messages, kwargs)
+    plan = service.plan(
+        request,
+        prompt,
+        request.limit,
+        logprobs=(request.top_logprobs or 0) if request.logprobs else None,
+        stop_in_reasoning=request.stop_in_reasoning,
+        constraint=constraint,
+    )
+    plan = replace(plan, thinking_budget=_budget(service, request, plan.sampling.max_tokens))
     decode = service.engine.tokenizer.decode
-    choices = [Thinking(index, plan, decode) for index in range(request.n or 1)]
+    kind = Phased if plan.phased else Thinking
+    choices = [kind(index, plan, decode) for index in range(request.n or 1)]
     request_id: str = http.state.request_id
     writer = ChatWriter(service, request, plan, choices, f"chatcmpl-{request_id}")
     events = service.run(plan, choices, writer.id, begun)
     return await respond(http, events, writer, request.stream)
+
+
+def _budget(service: Service, request: ChatRequest, room: int) -> int | None:
+    budget = request.thinking_budget
+    if request.reasoning_effort is not None:
+        budget = int(EFFORTS[request.reasoning_effort] * room)
+    if budget is None:
+        return None
+    return bounded(budget, room, len(service.closings[1].ids))
+
+
+def _constraint(service: Service, wanted: ResponseFormat | None) -> Constraint | None:
+    """The shape of the answer; ApiError 400 for a schema that is none, or that vLLM cannot keep."""
+    if wanted is None or wanted.type == "text":
+        return None
+    if wanted.type == "json_object":
+        return Constraint(None)
+    from jsonschema import Draft202012Validator
+    from jsonschema.exceptions import SchemaError
+
+    schema = wanted.json_schema.json_schema
+    if schema is None:
+        raise ApiError(400, "response_format has no 'schema'", param="response_format")
+    constraint = Constraint(schema)
+    try:
+        Draft202012Validator.check_schema(schema)
+        service.engine.check_constraint(constraint)
+    except (SchemaError, RequestRefused) as error:
+        reason = error.message if isinstance(error, SchemaError) else str(error)
+        raise ApiError(
+            400, f"the schema cannot be used: {reason}", param="response_format"
+        ) from error
+    return constraint
+
+
+def _entry(one: TokenLogprob) -> dict[str, Any]:
+    return {"token": one.token, "logprob": one.logprob, "bytes": list(one.token.encode())}
 
 
 class ChatWriter:
@@ -55,6 +112,7 @@ class ChatWriter:
         self._keys = service.settings.reasoning_field.keys
         self._show_reasoning = request.include_reasoning
         self._with_usage = request.include_usage
+        self._with_logprobs = bool(request.logprobs)
         self._head = (
             f'data: {{"id":{dumps(self.id)},"object":"chat.completion.chunk",'
             f'"created":{self._created},"model":{dumps(self._model)},"choices":['
@@ -72,7 +130,8 @@ class ChatWriter:
         for channel, text in pieces:
             if channel is Channel.ANSWER:
                 self._close_empty_thought(choice, out)
-                out.append(self._chunk(index, f'"content":{dumps(text)}'))
+                entries = self._taken(choice)
+                out.append(self._chunk(index, f'"content":{dumps(text)}', entries))
             elif self._show_reasoning:
                 self._thought_shown.add(index)
                 out.append(self._chunk(index, self._thought(text)))
@@ -111,10 +170,20 @@ class ChatWriter:
         return {
             "index": choice.index,
             "message": message,
-            "logprobs": None,
+            "logprobs": json.loads(self._taken(choice)) if self._with_logprobs else None,
             "finish_reason": choice.finish.value,
-            "reasoning_truncated": choice.truncated,
+            "reasoning_truncated": choice.truncated or choice.forced,
         }
+
+    def _taken(self, choice: Choice) -> str:
+        """The logprobs settled since the last chunk, as JSON."""
+        if not self._with_logprobs:
+            return "null"
+        content = [
+            _entry(one) | {"top_logprobs": [_entry(other) for other in one.top]}
+            for one in choice.take_logprobs()
+        ]
+        return dumps({"content": content, "refusal": None})
 
     def _close_empty_thought(self, choice: Choice, out: list[str]) -> None:
         """Tell an empty thought from none: readers who join the pieces get "" and not null."""
@@ -131,17 +200,18 @@ class ChatWriter:
         quoted = dumps(text)
         return ",".join(f'"{key}":{quoted}' for key in self._keys)
 
-    def _chunk(self, index: int, delta: str) -> str:
+    def _chunk(self, index: int, delta: str, logprobs: str = "null") -> str:
         return (
-            f'{self._head}{{"index":{index},"delta":{{{delta}}},"logprobs":null,'
+            f'{self._head}{{"index":{index},"delta":{{{delta}}},"logprobs":{logprobs},'
             f'"finish_reason":null}}{self._tail}'
         )
 
     def _final_chunk(self, choice: Choice) -> str:
         assert choice.finish is not None
-        truncated = dumps(choice.status is SplitStatus.TRUNCATED)
+        truncated = dumps(choice.forced or choice.status is SplitStatus.TRUNCATED)
+        logprobs = self._taken(choice) if choice.logprobs else "null"
         return (
-            f'{self._head}{{"index":{choice.index},"delta":{{}},"logprobs":null,'
+            f'{self._head}{{"index":{choice.index},"delta":{{}},"logprobs":{logprobs},'
             f'"finish_reason":"{choice.finish.value}","reasoning_truncated":{truncated}}}'
             f"{self._tail}"
         )

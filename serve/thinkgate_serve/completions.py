@@ -52,7 +52,7 @@ async def _plans(service: Service, request: CompletionRequest) -> list[Plan]:
             raise ApiError(
                 400, f"the prompt has no tokens, or one outside 0..{vocabulary - 1}", param="prompt"
             )
-        plans.append(service.plan(request, Prompt(ids, False), limit))
+        plans.append(service.plan(request, Prompt(ids, False), limit, request.logprobs))
     return plans
 
 
@@ -83,6 +83,8 @@ class CompletionWriter:
         self._choices = [choice for _, choices in groups for choice in choices]
         self._prompt_tokens = sum(len(plan.prompt_ids) for plan, _ in groups)
         self._with_usage = request.include_usage
+        self._with_logprobs = request.logprobs is not None
+        self._offsets: dict[int, int] = {}
 
     def chunks(self, choice: Choice, pieces: Sequence[Piece]) -> bytes:
         text = "".join(text for _, text in pieces)
@@ -104,7 +106,25 @@ class CompletionWriter:
 
     def _choice(self, choice: Choice, text: str) -> dict[str, Any]:
         finish = choice.finish.value if choice.finish else None
-        return {"index": choice.index, "text": text, "logprobs": None, "finish_reason": finish}
+        logprobs = self._logprobs(choice) if self._with_logprobs else None
+        return {"index": choice.index, "text": text, "logprobs": logprobs, "finish_reason": finish}
+
+    def _logprobs(self, choice: Choice) -> dict[str, Any]:
+        entries = choice.take_logprobs()
+        offsets: list[int] = []
+        at = self._offsets.get(choice.index, 0)
+        for entry in entries:
+            offsets.append(at)
+            at += len(entry.token)
+        self._offsets[choice.index] = at
+        return {
+            "tokens": [entry.token for entry in entries],
+            "token_logprobs": [entry.logprob for entry in entries],
+            "top_logprobs": [
+                {other.token: other.logprob for other in entry.top} for entry in entries
+            ],
+            "text_offset": offsets,
+        }
 
     def _envelope(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {

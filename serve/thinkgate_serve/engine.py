@@ -27,12 +27,14 @@ from thinkgate.config import nearest
 from thinkgate.errors import ConfigError, MissingDependencyError, ServerError
 
 __all__ = [
+    "Constraint",
     "Delta",
     "Engine",
     "EngineDead",
     "Finish",
     "RequestRefused",
     "Sampling",
+    "TokenLogprob",
     "Tokenizer",
     "VLLMEngine",
     "require_vllm",
@@ -54,12 +56,30 @@ class RequestRefused(Exception):
     """The engine cannot run this request; the message says which value is at fault."""
 
 
+class TokenLogprob(NamedTuple):
+    """How likely a generated token was, and the likeliest ones in its place."""
+
+    token_id: int
+    token: str
+    logprob: float
+    top: tuple["TokenLogprob", ...] = ()
+
+
 class Delta(NamedTuple):
     """What the engine produced since the last one. The text may lag behind the tokens."""
 
     text: str
     token_ids: Sequence[int]
     finish: Finish | None = None
+    logprobs: Sequence[TokenLogprob] = ()
+    """One for each of `token_ids` when they were asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """The shape a text must have: a JSON schema, or with None any JSON object."""
+
+    schema: Mapping[str, Any] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +99,11 @@ class Sampling:
     logit_bias: Mapping[int, float] | None = None
     min_tokens: int = 0
     ignore_eos: bool = False
+    logprobs: int | None = None
+    """How many of the likeliest tokens to report beside each one drawn; None reports nothing."""
+    constraint: Constraint | None = None
+    keep_special: bool = False
+    """Keep the text of special tokens, which some models write tool calls with."""
 
 
 class Tokenizer(Protocol):
@@ -116,6 +141,10 @@ class Engine(Protocol):
         """Deltas until a finish; closing the generator or cancelling its reader aborts."""
         ...
 
+    def check_constraint(self, constraint: Constraint) -> None:
+        """RequestRefused when texts cannot be held to this shape."""
+        ...
+
     async def ready(self) -> bool:
         """Whether the engine answers now."""
         ...
@@ -130,12 +159,17 @@ class VLLMEngine:
 
     def __init__(self, llm: Any) -> None:
         from vllm.inputs import tokens_input
-        from vllm.sampling_params import RequestOutputKind, SamplingParams
+        from vllm.sampling_params import (
+            RequestOutputKind,
+            SamplingParams,
+            StructuredOutputsParams,
+        )
         from vllm.v1.engine.exceptions import EngineDeadError
 
         self._llm = llm
         self._prompt = tokens_input
         self._params = SamplingParams
+        self._structured = StructuredOutputsParams
         self._delta = RequestOutputKind.DELTA
         self._dead_error = EngineDeadError
         self._skip_special = True
@@ -195,12 +229,24 @@ class VLLMEngine:
             async with aclosing(outputs):
                 async for output in outputs:
                     part = output.outputs[0]
-                    yield Delta(part.text, part.token_ids, _finish(part.finish_reason))
+                    logprobs = _logprobs(part, sampling.logprobs)
+                    yield Delta(part.text, part.token_ids, _finish(part.finish_reason), logprobs)
         except self._dead_error as error:
             raise EngineDead from error
         except Exception as error:
             if _is_clients_fault(error):
                 raise RequestRefused(str(error)) from error
+            raise
+
+    def check_constraint(self, constraint: Constraint) -> None:
+        from vllm.v1.structured_output.backend_xgrammar import validate_xgrammar_grammar
+
+        try:
+            sampling = Sampling(max_tokens=1, constraint=constraint)
+            validate_xgrammar_grammar(self._to_params(sampling))
+        except Exception as error:
+            if _is_clients_fault(error):
+                raise RequestRefused(_first_line(error)) from error
             raise
 
     def shutdown(self) -> None:
@@ -224,9 +270,18 @@ class VLLMEngine:
             repetition_penalty=sampling.repetition_penalty,
             logit_bias=None if bias is None else dict(bias),
             ignore_eos=sampling.ignore_eos,
-            skip_special_tokens=self._skip_special,
+            logprobs=sampling.logprobs,
+            structured_outputs=self._shape(sampling.constraint),
+            skip_special_tokens=self._skip_special and not sampling.keep_special,
             output_kind=self._delta,
         )
+
+    def _shape(self, constraint: Constraint | None) -> Any:
+        if constraint is None:
+            return None
+        if constraint.schema is None:
+            return self._structured(json_object=True)
+        return self._structured(json=dict(constraint.schema))
 
 
 def require_vllm() -> None:
@@ -391,6 +446,21 @@ def _finish(reason: str | None) -> Finish | None:
     if reason in (Finish.STOP, Finish.LENGTH):
         return Finish(reason)
     raise EngineDead(f"the engine ended the request: {reason}")
+
+
+def _logprobs(part: Any, top: int | None) -> Sequence[TokenLogprob]:
+    if top is None or not part.logprobs:
+        return ()
+    found: list[TokenLogprob] = []
+    for token_id, ranked in zip(part.token_ids, part.logprobs, strict=True):
+        entries = {
+            # What was ruled out has -inf, which JSON cannot say.
+            key: TokenLogprob(key, value.decoded_token or "", max(value.logprob, -9999.0))
+            for key, value in ranked.items()
+        }
+        best = sorted(entries.values(), key=lambda entry: -entry.logprob)[:top]
+        found.append(entries[token_id]._replace(top=tuple(best)))
+    return found
 
 
 def _is_clients_fault(error: Exception) -> bool:

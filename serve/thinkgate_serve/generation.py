@@ -1,24 +1,39 @@
 """One completion from engine to client: split into reasoning and answer, stopped, counted.
 
-Owns what binds to the answer only (stop strings) and how a completion ended. Knows nothing of HTTP
-or of wire formats.
+Owns what binds to the answer only (stop strings, logprobs) and how a completion ended. A thought
+and an answer made under different rules are `phases.py`'s. Knows nothing of HTTP or wire formats.
 """
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from thinkgate.format import THINK, Channel, SplitStatus, Tags, ThinkSplitter
-from thinkgate_serve.engine import Delta, Engine, Finish, Sampling
+from thinkgate_serve.engine import (
+    Constraint,
+    Delta,
+    Engine,
+    Finish,
+    Sampling,
+    TokenLogprob,
+)
 from thinkgate_serve.stops import StopStrings
 
-__all__ = ["Choice", "Piece", "Plan", "Raw", "Thinking", "run_choices"]
+__all__ = ["Choice", "Closing", "Piece", "Plan", "Raw", "Thinking", "run_choices"]
 
 Piece = tuple[Channel, str]
 
 # A slow reader holds the engine's output back here instead of in memory: vLLM joins what waits.
 QUEUE_LENGTH = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Closing:
+    """What is written for the model when its thought must end."""
+
+    text: str
+    ids: list[int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +47,17 @@ class Plan:
     """The prompt ends inside an open thought."""
     tags: Tags = THINK
     stop_in_reasoning: bool = False
+    thinking_budget: int | None = None
+    """Tokens after which an open thought is closed by force."""
+    closings: tuple[Closing, Closing] | None = None
+    """How a thought is closed: as it is, and with line breaks around the tag."""
+    constraint: Constraint | None = None
+    """The shape of the answer; the thought is free."""
+
+    @property
+    def phased(self) -> bool:
+        """Whether the answer is made under other rules than the thought."""
+        return self.thinking_budget is not None or self.constraint is not None
 
 
 class Choice:
@@ -43,6 +69,24 @@ class Choice:
         self.reasoning_tokens = 0
         self.answer_tokens = 0
         self.status = SplitStatus.UNTAGGED
+        self.forced = False
+        """Whether the thought was closed for the model."""
+        self.logprobs: list[TokenLogprob] = []
+        """Of the answer's tokens not yet taken by `take_logprobs`."""
+
+    def take_logprobs(self) -> list[TokenLogprob]:
+        """The logprobs settled since the last call."""
+        taken, self.logprobs = self.logprobs, []
+        return taken
+
+    def begin(self) -> Sequence[Piece]:
+        """What stands before anything is generated."""
+        return ()
+
+    @property
+    def continuation(self) -> list[int] | None:
+        """Set when the engine must stop and go on from the prompt and these tokens instead."""
+        return None
 
     @property
     def tokens(self) -> int:
@@ -68,20 +112,30 @@ class Thinking(Choice):
 
     def __init__(self, index: int, plan: Plan, decode: Callable[[list[int]], str]) -> None:
         super().__init__(index)
+        self._plan = plan
+        self._decode = decode
+        self._plain = not plan.stops
+        self._reset()
+
+    def _reset(self) -> None:
+        """As if nothing had been fed."""
+        plan = self._plan
         self._splitter = ThinkSplitter(plan.prefilled, plan.tags)
         self.status = self._splitter.status
-        self._decode = decode
+        self.reasoning_tokens = self.answer_tokens = 0
         in_thought = plan.stops if plan.stop_in_reasoning else ()
         self._stops = {
             Channel.REASONING: StopStrings(in_thought),
             Channel.ANSWER: StopStrings(plan.stops),
         }
-        self._plain = not plan.stops
         self._engine_finish: Finish | None = None
+        self.logprobs.clear()
 
     def feed(self, delta: Delta) -> Sequence[Piece]:
         splitter = self._splitter
         pieces = splitter.feed_ids(delta.text, delta.token_ids, self._decode)
+        if delta.logprobs:
+            self._keep_logprobs(delta)
         self.status = splitter.status
         self.reasoning_tokens = splitter.reasoning_tokens
         self.answer_tokens = splitter.answer_tokens
@@ -111,6 +165,20 @@ class Thinking(Choice):
     def truncated(self) -> bool:
         """Whether it ended inside the thought, so that there is no answer."""
         return self.status is SplitStatus.TRUNCATED
+
+    def take_logprobs(self) -> list[TokenLogprob]:
+        # What came before a tag was thought after all.
+        return [] if self._splitter.open and self.finish is None else super().take_logprobs()
+
+    def _keep_logprobs(self, delta: Delta) -> None:
+        """Those of the answer's tokens, which are the last ones of a delta; not the end's."""
+        known = self.answer_tokens
+        if self.status is SplitStatus.UNTAGGED is not self._splitter.status:
+            self.logprobs.clear()
+            known = 0
+        fresh = self._splitter.answer_tokens - known
+        entries = delta.logprobs[len(delta.logprobs) - fresh :] if fresh > 0 else ()
+        self.logprobs += entries[:-1] if delta.finish is Finish.STOP else entries
 
     def _stop(self, pieces: Sequence[Piece]) -> list[Piece]:
         kept: list[Piece] = []
@@ -147,6 +215,8 @@ class Raw(Choice):
 
     def feed(self, delta: Delta) -> Sequence[Piece]:
         self.answer_tokens += len(delta.token_ids)
+        entries = delta.logprobs
+        self.logprobs += entries[:-1] if delta.finish is Finish.STOP else entries
         if delta.finish is not None:
             self._engine_finish = delta.finish
         text = self._stops.feed(delta.text)
@@ -165,19 +235,43 @@ class Raw(Choice):
 async def _run(
     engine: Engine, plan: Plan, sampling: Sampling, choice: Choice, request_id: str
 ) -> AsyncGenerator[Sequence[Piece], None]:
-    """Pieces of one choice, as they settle; the last time after `choice.finish` is known."""
-    async with aclosing(engine.generate(plan.prompt_ids, sampling, request_id)) as deltas:
-        async for delta in deltas:
-            pieces = choice.feed(delta)
-            if choice.stopped:
-                last = choice.close()
-                yield [*pieces, *last]
-                return
-            if delta.finish is not None:
-                yield [*pieces, *choice.close()]
-                return
-            yield pieces
-    yield choice.close()  # an engine that ends without a finish
+    """Pieces of one choice, as they settle; the last time after `choice.finish` is known.
+
+    A choice that asks for a continuation is generated in several runs of the engine, each with the
+    same seed; what the runs share is in the engine's prefix cache.
+    """
+    first = choice.begin()
+    if first:
+        yield first
+    part, written, run = sampling, choice.continuation, 0
+    while True:
+        prompt = plan.prompt_ids if written is None else [*plan.prompt_ids, *written]
+        if written is not None:
+            part = _after(sampling, len(written), plan.constraint)
+        name = f"{request_id}.{run}" if run else request_id
+        async with aclosing(engine.generate(prompt, part, name)) as deltas:
+            async for delta in deltas:
+                pieces = choice.feed(delta)
+                if choice.stopped or (delta.finish is not None and choice.continuation is written):
+                    yield [*pieces, *choice.close()]
+                    return
+                yield pieces
+                if choice.continuation is not written:
+                    break
+        if choice.continuation is written:  # an engine that ends without a finish
+            yield choice.close()
+            return
+        written, run = choice.continuation, run + 1
+
+
+def _after(sampling: Sampling, written: int, constraint: Constraint | None) -> Sampling:
+    """What is left of `sampling` for the answer when that many tokens stand already."""
+    return replace(
+        sampling,
+        max_tokens=sampling.max_tokens - written,
+        min_tokens=max(0, sampling.min_tokens - written),
+        constraint=constraint,
+    )
 
 
 async def run_choices(
@@ -235,8 +329,6 @@ async def _into(
 
 def seeded(sampling: Sampling, index: int) -> Sampling:
     """The sampling of choice `index`: equal seeds would make all choices equal."""
-    from dataclasses import replace
-
     if sampling.seed is None or index == 0:
         return sampling
     return replace(sampling, seed=(sampling.seed + index) % 2**63)

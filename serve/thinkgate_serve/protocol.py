@@ -12,6 +12,7 @@ __all__ = ["ChatRequest", "CompletionRequest", "DetokenizeRequest", "Message", "
 
 MAX_CHOICES = 128
 MAX_STOPS = 32
+MAX_LOGPROBS = 20
 LONGEST_TOKEN_ID = 18
 
 
@@ -163,20 +164,49 @@ class Generate(Wire):
         return self.stream_options is not None and self.stream_options.include_usage
 
 
+class TextFormat(Wire):
+    """Any answer."""
+
+    type: Literal["text"]
+
+
+class JsonObjectFormat(Wire):
+    """An answer that is a JSON object."""
+
+    type: Literal["json_object"]
+
+
+class JsonSchema(Wire):
+    """A JSON schema and what it is called."""
+
+    name: str
+    description: str | None = None
+    json_schema: dict[str, Any] | None = Field(default=None, alias="schema")
+    strict: bool | None = None
+    """Every schema is kept to strictly."""
+
+
+class JsonSchemaFormat(Wire):
+    """An answer that fits a JSON schema."""
+
+    type: Literal["json_schema"]
+    json_schema: JsonSchema
+
+
+ResponseFormat = Annotated[
+    TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")
+]
+
+
 class ChatRequest(Generate):
     """`POST /v1/chat/completions`."""
 
     unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "logprobs": (False,),
-        "top_logprobs": (0,),
         "tools": ([],),
         "tool_choice": ("none",),
         "parallel_tool_calls": (True, False),
         "functions": ([],),
         "function_call": ("none",),
-        "response_format": ({"type": "text"},),
-        "reasoning_effort": (),
-        "thinking_budget": (),
         "verbosity": ("medium",),
         "modalities": (["text"],),
         "audio": (),
@@ -190,6 +220,15 @@ class ChatRequest(Generate):
     messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     """The newer name of `max_tokens`; reasoning counts in both."""
+    logprobs: bool | None = None
+    """Report how likely each token of the answer was; the thought's are left out."""
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    response_format: ResponseFormat | None = None
+    """The shape of the answer; the thought is free."""
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high"] | None = None
+    """A thinking budget as a share of the tokens that may be generated."""
+    thinking_budget: Annotated[int, Field(ge=0)] | None = None
+    """Tokens after which the thought is closed by force and the answer begins."""
     chat_template_kwargs: dict[str, Any] | None = None
     """Passed to the chat template, such as `{"enable_thinking": false}`."""
     include_reasoning: bool = True
@@ -204,6 +243,14 @@ class ChatRequest(Generate):
             raise ValueError("max_tokens and max_completion_tokens are both set and differ")
         return self
 
+    @model_validator(mode="after")
+    def _asks_one_thing(self) -> "ChatRequest":
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs needs logprobs to be true")
+        if self.thinking_budget is not None and self.reasoning_effort is not None:
+            raise ValueError("give either thinking_budget or reasoning_effort")
+        return self
+
     @property
     def limit(self) -> int | None:
         """How many tokens may be generated, if the client said so."""
@@ -214,13 +261,14 @@ class CompletionRequest(Generate):
     """`POST /v1/completions`: raw text in, raw text out, tags included."""
 
     unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "logprobs": (),
         "echo": (False,),
         "best_of": (1,),
         "suffix": (),
     }
 
     prompt: str | list[str] | list[int] | list[list[int]]
+    logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    """How many of the likeliest tokens to list beside each generated one."""
 
     @field_validator("prompt")
     @classmethod

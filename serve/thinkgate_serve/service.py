@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from typing import Any
 
@@ -18,13 +18,19 @@ from thinkgate.format import Channel, SplitStatus, prefilled_by
 from thinkgate_serve.card import Card
 from thinkgate_serve.engine import Engine, EngineDead, RequestRefused, Sampling
 from thinkgate_serve.failures import ApiError
-from thinkgate_serve.generation import Choice, Piece, Plan, run_choices
+from thinkgate_serve.generation import Choice, Closing, Piece, Plan, run_choices
 from thinkgate_serve.metrics import Metrics
 from thinkgate_serve.protocol import Generate, Message
 
 __all__ = ["Prompt", "ReasoningField", "Service", "Settings"]
 
-SAMPLING_FIELDS = {field.name for field in fields(Sampling)} - {"max_tokens", "logit_bias"}
+SAMPLING_FIELDS = {field.name for field in fields(Sampling)} - {
+    "max_tokens",
+    "logit_bias",
+    "logprobs",
+    "constraint",
+    "keep_special",
+}
 
 
 class ReasoningField(StrEnum):
@@ -69,6 +75,8 @@ class Service:
         self.started = int(time.time())
         # One thread: fast tokenizers fail when two threads change their settings at once.
         self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="tokenize")
+        tag = card.tags.close
+        self.closings = self._closing(tag), self._closing(f"\n{tag}\n\n")
 
     def headers(self) -> dict[str, str]:
         """Headers of every response: which bytes answered, and who vouched for them."""
@@ -121,7 +129,14 @@ class Service:
             raise ApiError(400, f"token {max(ids)} is outside 0..{vocabulary - 1}", param="tokens")
         return await self._off_loop(self.engine.tokenizer.decode, ids)
 
-    def plan(self, request: Generate, prompt: Prompt, limit: int | None, **more: Any) -> Plan:
+    def plan(
+        self,
+        request: Generate,
+        prompt: Prompt,
+        limit: int | None,
+        logprobs: int | None = None,
+        **more: Any,
+    ) -> Plan:
         """What to generate; ApiError 400 when prompt and completion do not fit the context."""
         context, used = self.engine.context_length, len(prompt.ids)
         room = context - used
@@ -141,7 +156,8 @@ class Service:
             )
         return Plan(
             prompt_ids=prompt.ids,
-            sampling=self._sampling(request, limit or room),
+            sampling=replace(self._sampling(request, limit or room), logprobs=logprobs),
+            closings=self.closings,
             stops=request.stops,
             prefilled=prompt.prefilled,
             tags=self.card.tags,
@@ -220,6 +236,9 @@ class Service:
                 400, f"the chat template refuses these messages: {error}", param="messages"
             ) from error
         return Prompt(self._encode(text, False), prefilled)
+
+    def _closing(self, text: str) -> Closing:
+        return Closing(text, list(self._encode(text, False)))
 
     def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
         try:

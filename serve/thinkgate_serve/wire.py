@@ -85,10 +85,9 @@ async def _stream(
         try:
             yield writer.chunks(*first)
             async for choice, pieces in events:
-                if pieces or choice.finish is not None:
-                    chunk = writer.chunks(choice, pieces)
-                    if chunk:
-                        yield chunk
+                chunk = writer.chunks(choice, pieces)
+                if chunk:
+                    yield chunk
         except ApiError as error:
             # The status is sent long ago; OpenAI clients raise on an event that holds an error.
             body = error_body(error.status, error.message, error.param, error.code)
