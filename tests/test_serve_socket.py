@@ -12,7 +12,8 @@ import pytest
 from fake_engine import CARD, HELLO, FakeEngine, characters
 
 from thinkgate_serve.app import create_app
-from thinkgate_serve.process import ENGINE_DIED, bind, serve
+from thinkgate_serve.process import ENGINE_DIED, Server, bind, make_server, serve
+from thinkgate_serve.service import Settings
 
 
 @dataclass
@@ -20,18 +21,21 @@ class Running:
     url: str
     engine: FakeEngine
     exit_code: int | None = None
+    door: Server | None = None
 
 
 @contextmanager
-def running(engine: FakeEngine) -> Iterator[Running]:
+def running(engine: FakeEngine, settings: Settings | None = None) -> Iterator[Running]:
     """The server in a thread; it ends when its engine is dead."""
     sock = bind("127.0.0.1", 0)
     up = threading.Event()
     server = Running(f"http://127.0.0.1:{sock.getsockname()[1]}/v1", engine)
 
     def work() -> None:
-        app = create_app(engine, CARD)
-        server.exit_code = serve(app, sock, engine, announce=up.set, drain_seconds=5)
+        app = create_app(engine, CARD, settings)
+        listening = make_server(app, engine, announce=up.set, drain_seconds=5)
+        server.door = listening
+        server.exit_code = serve(listening, sock)
 
     thread = threading.Thread(target=work)
     thread.start()
@@ -45,8 +49,8 @@ def running(engine: FakeEngine) -> Iterator[Running]:
         assert not thread.is_alive()
 
 
-def client(server: Running) -> openai.OpenAI:
-    return openai.OpenAI(base_url=server.url, api_key="none", max_retries=0)
+def client(server: Running, key: str = "none") -> openai.OpenAI:
+    return openai.OpenAI(base_url=server.url, api_key=key, max_retries=0)
 
 
 def eventually(condition: Callable[[], bool], seconds: float = 10) -> bool:

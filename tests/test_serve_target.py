@@ -123,7 +123,7 @@ def test_engine_options(how: str) -> None:
         ["--engine.dtype", "bfloat16", "here", "--engine.max-num-seqs=8",
          "--engine.gpu_memory_utilization", "0.5", "--port", "0"]
     )  # fmt: skip
-    assert args.target == "here"
+    assert args.words == ["here"]
     assert args.port == 0
     assert args.engine == {
         "dtype": "bfloat16",

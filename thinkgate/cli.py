@@ -33,6 +33,7 @@ COMMANDS = {
     "rollback": ("thinkgate.rollback_command", "point an alias at what it pointed at before"),
     "list": ("thinkgate.list_command", "show the registry's aliases and their history"),
     "serve": ("thinkgate_serve.command", "serve a gated checkpoint over an OpenAI-compatible API"),
+    "api-keys": ("thinkgate_serve.api_keys_command", "make, list and remove a server's API keys"),
     "chat": ("thinkgate_clients.chat", "talk to a server, reasoning dim, answer bold"),
     "score": ("thinkgate.score_command", "grade recorded answers with the verifier"),
     "split": ("thinkgate.split_command", "split recorded completions into reasoning and answer"),

@@ -10,6 +10,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, Response
 
 from thinkgate import __version__
@@ -52,6 +53,14 @@ def create_app(engine: Engine, card: Card, settings: Settings | None = None) -> 
     _add_operations(app, service)
     paths = frozenset(path for route in app.routes if (path := getattr(route, "path", None)))
     app.add_middleware(Envelope, service=service, paths=paths)
+    if service.settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=service.settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id", "x-thinkgate-gate", "retry-after"],
+        )
     return app
 
 
@@ -148,7 +157,9 @@ def _add_operations(app: FastAPI, service: Service) -> None:
 
     @app.get("/ready")
     async def ready() -> JSONResponse:
-        """200 when the engine answers, 503 when it does not."""
+        """200 when requests are taken and the engine answers, else 503."""
+        if service.limiter.draining:
+            return JSONResponse({"status": "shutting down"}, 503)
         if await service.engine.ready():
             return JSONResponse({"status": "ready"})
         return JSONResponse({"status": "the engine does not answer"}, 503)

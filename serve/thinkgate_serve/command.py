@@ -3,6 +3,8 @@
   thinkgate serve runs/quickstart/grpo --port 8001      a checkpoint folder that passed its gate
   thinkgate serve Qwen/Qwen3-0.6B --allow-ungated       any Hub model or folder, for development
   thinkgate serve production --max-model-len 8192 --engine.gpu_memory_utilization 0.8
+  thinkgate serve production --host 0.0.0.0 --keys keys.yaml --log-format json
+  thinkgate serve --config serve.yaml engine.max_num_seqs=64
 
 --engine.KEY VALUE sets any field of vLLM's AsyncEngineArgs (tensor_parallel_size, dtype, …).
 Exit codes: 0 stopped, 2 a mistake to fix, 70 the engine died.
@@ -10,7 +12,7 @@ Exit codes: 0 stopped, 2 a mistake to fix, 70 the engine died.
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,10 @@ from thinkgate.errors import ConfigError
 from thinkgate.registry import Registry
 from thinkgate_serve.card import Card, find_target
 from thinkgate_serve.engine import VLLMEngine, require_vllm
-from thinkgate_serve.process import bind, end_with_stdin, serve, stop_while_loading
-from thinkgate_serve.service import ReasoningField, Settings
+from thinkgate_serve.logs import LogFormat
+from thinkgate_serve.options import load_options
+from thinkgate_serve.process import bind, end_with_stdin, make_server, serve, stop_while_loading
+from thinkgate_serve.service import ReasoningField
 
 __all__ = ["add_arguments", "run"]
 
@@ -28,48 +32,91 @@ PREFIX = "--engine."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `thinkgate serve`; `--engine.KEY VALUE` lands in `engine`, a dict."""
-    add = parser.add_argument
-    add("target", metavar="TARGET", help="registry alias, checkpoint folder, or Hub id")
-    add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    add("--port", type=_port, default=8000, help="0 takes a free one (default: %(default)s)")
-    add("--allow-ungated", action="store_true", help="serve what passed no gate, and say so")
-    add("--registry", type=Path, metavar="DIR", help="registry folder (default: runs/registry)")
-    add("--model-name", metavar="NAME", help="name clients use (default: the alias or manifest's)")
+    """The options of `thinkgate serve`; `--engine.KEY VALUE` lands in `engine`, a dict.
+
+    Options have no defaults here: what is not given comes from --config, then `ServeConfig`.
+    """
+
+    def add(name: str, words: str, **more: Any) -> None:
+        parser.add_argument(name, help=words, default=argparse.SUPPRESS, **more)
+
+    parser.add_argument(
+        "words",
+        nargs="*",
+        metavar="TARGET | key=value",
+        help="registry alias, checkpoint folder, or Hub id; key=value changes a key of --config",
+    )
+    add("--config", "settings as YAML; options given here win", type=Path, metavar="FILE")
+    add("--host", "address to listen on (default: 127.0.0.1)")
+    add("--port", "0 takes a free one (default: 8000)", type=_port)
+    add("--allow-ungated", "serve what passed no gate, and say so", action="store_true")
+    add("--registry", "registry folder (default: runs/registry)", type=Path, metavar="DIR")
+    add("--model-name", "name clients use (default: the alias or manifest's)", metavar="NAME")
     add(
         "--reasoning-field",
+        "which message field carries the thought (default: both)",
         type=ReasoningField,
         choices=list(ReasoningField),
-        default=ReasoningField.BOTH,
-        help="which message field carries the thought (default: %(default)s)",
     )
-    add("--max-model-len", type=int, metavar="N", help="context length (default: the model's)")
+    add("--max-model-len", "context length (default: the model's)", type=int, metavar="N")
     add(
         "--drain",
+        "how long running requests may go on after SIGTERM (default: 60)",
         type=int,
-        default=60,
         metavar="SECONDS",
-        help="how long running requests may go on after SIGTERM (default: %(default)s)",
     )
-    add("--stop-with-stdin", action="store_true", help="stop when standard input closes")
+    add("--stop-with-stdin", "stop when standard input closes", action="store_true")
+    _add_protection(add)
     _accept_engine_options(parser)
+
+
+def _add_protection(add: Callable[..., None]) -> None:
+    add("--keys", "API keys, made with 'thinkgate api-keys'", type=Path, metavar="FILE")
+    add("--no-keys", "let everyone ask who reaches a public address", action="store_true")
+    add(
+        "--max-queue",
+        "requests that may wait for their first token (default: 1024)",
+        type=int,
+        metavar="N",
+    )
+    add(
+        "--request-timeout",
+        "how long a request may take (default: no limit)",
+        type=float,
+        metavar="SECONDS",
+    )
+    add("--max-body-mib", "largest request body (default: 4)", type=int, metavar="N")
+    add(
+        "--log-format",
+        "one line per request on stderr (default: text)",
+        type=LogFormat,
+        choices=list(LogFormat),
+    )
+    add("--log-prompts", "write request bodies to the log", action="store_true")
+    add(
+        "--cors-origin",
+        "a web origin whose pages may ask; may be repeated",
+        action="append",
+        metavar="URL",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Serve until stopped."""
     require_vllm()
+    chosen = load_options(args)
+    settings = chosen.settings()
     card = find_target(
-        args.target,
-        registry=Registry(args.registry),
-        allow_ungated=args.allow_ungated,
-        name=args.model_name,
+        chosen.target,
+        registry=Registry(chosen.registry),
+        allow_ungated=chosen.allow_ungated,
+        name=chosen.model_name,
     )
-    options = _engine_options(args)
-    sock = bind(args.host, args.port)
+    options = chosen.engine_options()
+    sock = bind(chosen.host, chosen.port)
     stopped = stop_while_loading()
-    if args.stop_with_stdin:
+    if chosen.stop_with_stdin:
         end_with_stdin()
-    settings = Settings(reasoning_field=args.reasoning_field, drain_seconds=args.drain)
     try:
         engine = VLLMEngine.load(card.source, options, visible=(card.tags.open, card.tags.close))
     except Exception:
@@ -81,13 +128,13 @@ def run(args: argparse.Namespace) -> int:
             return code
         from thinkgate_serve.app import create_app
 
-        return serve(
+        server = make_server(
             create_app(engine, card, settings),
-            sock,
             engine,
-            announce=lambda: _announce(card, args.host, sock.getsockname()[1]),
-            drain_seconds=args.drain,
+            announce=lambda: _announce(card, chosen.host, sock.getsockname()[1]),
+            drain_seconds=chosen.drain,
         )
+        return serve(server, sock)
     finally:
         engine.shutdown()
 
@@ -95,18 +142,6 @@ def run(args: argparse.Namespace) -> int:
 def _announce(card: Card, host: str, port: int) -> None:
     shown = f"[{host}]" if ":" in host else host
     print(f"thinkgate: serving {card.describe()} on http://{shown}:{port}/v1", flush=True)
-
-
-def _engine_options(args: argparse.Namespace) -> dict[str, Any]:
-    options: dict[str, Any] = dict(args.engine)
-    for key in ("model", "tokenizer"):
-        if key in options:
-            raise ConfigError(f"--engine.{key}: the TARGET decides it")
-    if args.max_model_len is not None:
-        if "max_model_len" in options:
-            raise ConfigError("--max-model-len and --engine.max_model_len are the same; give one")
-        options["max_model_len"] = args.max_model_len
-    return options
 
 
 def _port(text: str) -> int:

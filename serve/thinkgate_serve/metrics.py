@@ -1,4 +1,8 @@
-"""Prometheus metrics of one server. Owns their names; counts nothing by itself."""
+"""Prometheus metrics of one server. Owns their names; counts nothing by itself.
+
+Labels take values from lists known at the start (paths, statuses, reasons, names of keys), never
+from requests: the number of series is bounded.
+"""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -6,6 +10,7 @@ __all__ = ["CONTENT_TYPE", "Metrics"]
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+BETWEEN = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5)
 
 
 class Metrics:
@@ -13,47 +18,66 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.requests = Counter(
-            "thinkgate_requests",
-            "HTTP requests by path and status; 499 is a client that went away.",
-            ["path", "status"],
-            registry=self.registry,
+        self.requests = self._counter(
+            "requests", "HTTP requests by path and status; 499 is a client that went away.",
+            "path", "status",
+        )  # fmt: skip
+        self.key_requests = self._counter(
+            "key_requests", "Generation requests taken, by the name of the API key.", "key"
         )
-        self.tokens = Counter(
-            "thinkgate_tokens",
-            "Tokens by channel: prompt, reasoning, answer.",
-            ["channel"],
-            registry=self.registry,
+        self.key_tokens = self._counter(
+            "key_tokens", "Prompt and completion tokens, by the name of the API key.", "key"
         )
-        self.truncated = Counter(
-            "thinkgate_reasoning_truncated",
-            "Completions that ended inside the thought.",
-            registry=self.registry,
+        self.refused = self._counter(
+            "requests_refused",
+            "Requests not taken, by reason: unauthorized, requests_per_minute, tokens_per_minute, "
+            "concurrency, queue_full, draining.",
+            "reason",
+        )
+        self.timeouts = self._counter(
+            "request_timeouts", "Generation requests ended by the time limit."
+        )
+        self.tokens = self._counter(
+            "tokens", "Tokens by channel: prompt, reasoning, answer.", "channel"
+        )
+        self.finished = self._counter(
+            "completions", "Completions by how they ended: stop, length, aborted, …", "finish"
+        )
+        self.truncated = self._counter(
+            "reasoning_truncated", "Completions that ended inside the thought."
         )
         self.running = Gauge(
             "thinkgate_running_requests",
-            "Generation requests the engine is working on.",
+            "Generation requests the engine is working on, those in its queue included.",
             registry=self.registry,
         )
-        self.first_token = Histogram(
-            "thinkgate_time_to_first_token_seconds",
-            "From the request's arrival to its first token.",
-            buckets=SECONDS,
+        self.waiting = Gauge(
+            "thinkgate_waiting_requests",
+            "Generation requests taken whose first token has not come: the queue.",
             registry=self.registry,
         )
-        self.first_answer = Histogram(
-            "thinkgate_time_to_first_answer_seconds",
+        self.first_token = self._histogram(
+            "time_to_first_token_seconds", "From the request's arrival to its first token."
+        )
+        self.first_answer = self._histogram(
+            "time_to_first_answer_seconds",
             "From the request's arrival to the first text of its answer.",
-            buckets=SECONDS,
-            registry=self.registry,
         )
-        self.duration = Histogram(
-            "thinkgate_generation_seconds",
-            "From the request's arrival to its last token.",
-            buckets=SECONDS,
-            registry=self.registry,
+        self.between_tokens = self._histogram(
+            "inter_token_latency_seconds",
+            "Between two tokens of a completion: its mean, one observation per request.",
+            BETWEEN,
+        )
+        self.duration = self._histogram(
+            "generation_seconds", "From the request's arrival to its last token."
         )
 
     def text(self) -> bytes:
         """The exposition format."""
         return generate_latest(self.registry)
+
+    def _counter(self, name: str, words: str, *labels: str) -> Counter:
+        return Counter(f"thinkgate_{name}", words, labels, registry=self.registry)
+
+    def _histogram(self, name: str, words: str, buckets: tuple[float, ...] = SECONDS) -> Histogram:
+        return Histogram(f"thinkgate_{name}", words, buckets=buckets, registry=self.registry)

@@ -1,21 +1,33 @@
-"""Around every request: its id, the headers of every response, a limit on bodies, counting.
+"""Around every request: its id and key, what it may use, the headers of every response, its record.
 
 Plain ASGI: anything that wraps requests deeper hides client disconnects from the handlers. It
 knows nothing of what is asked.
 """
 
+import asyncio
 import re
 import uuid
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from thinkgate_serve.auth import ApiKey
+from thinkgate_serve.failures import error_body
+from thinkgate_serve.limits import Reason, Refusal
+from thinkgate_serve.logs import EXCHANGE, Exchange
 from thinkgate_serve.service import Service
 
-__all__ = ["Envelope"]
+__all__ = ["OPEN_PATHS", "Envelope"]
 
 CLIENT_GONE = 499
+TIMED_OUT = 504
+
+OPEN_PATHS = frozenset({"/health", "/ready", "/metrics", "/version"})
+"""They need no key: supervisors, load balancers and Prometheus ask for them."""
+
+UNAUTHORIZED = "unauthorized"
 
 
 class Envelope:
@@ -31,44 +43,141 @@ class Envelope:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = _request_id(Headers(scope=scope).get("x-request-id"))
-        scope.setdefault("state", {})["request_id"] = request_id
-        extra = self._service.headers() | {"x-request-id": request_id}
-        status = CLIENT_GONE
-
-        async def send_with_headers(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                MutableHeaders(scope=message).update(extra)
-            await send(message)
-
+        headers = Headers(scope=scope)
+        exchange = Exchange(
+            _request_id(headers.get("x-request-id")), scope["method"], scope["path"]
+        )
+        exchange.status = CLIENT_GONE
+        scope.setdefault("state", {})["request_id"] = exchange.request_id
+        token = EXCHANGE.set(exchange)
+        send = self._with_headers(exchange, send)
         try:
-            await self._app(scope, self._limited(scope, receive), send_with_headers)
-        except Exception:
-            status = 500
+            refused = self._refuse(exchange, headers)
+            if refused is not None:
+                await refused(scope, receive, send)
+            else:
+                await self._app(scope, self._limited(exchange, headers, receive), send)
+        except Exception as error:
+            exchange.status = 500
+            exchange.error = type(error).__name__
             raise
         finally:
-            path = scope["path"] if scope["path"] in self._paths else "other"
-            self._service.metrics.requests.labels(path, str(status)).inc()
+            EXCHANGE.reset(token)
+            self._finish(exchange)
 
-    def _limited(self, scope: Scope, receive: Receive) -> Receive:
+    def _refuse(self, exchange: Exchange, headers: Headers) -> Response | None:
+        """A response instead of an answer, or None when the request may go on."""
+        keyring = self._service.keyring
+        key = None
+        if keyring and exchange.path not in OPEN_PATHS:
+            key = keyring.find(headers.get("authorization"))
+            if key is None:
+                return self._unauthorized(exchange, headers)
+            exchange.key = key.name
+        if self._is_generation(exchange):
+            return self._admit(exchange, key)
+        return None
+
+    def _is_generation(self, exchange: Exchange) -> bool:
+        path = exchange.path
+        return exchange.method == "POST" and path.startswith("/v1/") and path in self._paths
+
+    def _admit(self, exchange: Exchange, key: ApiKey | None) -> Response | None:
+        admitted = self._service.limiter.admit(key)
+        if isinstance(admitted, Refusal):
+            self._service.metrics.refused.labels(admitted.reason.value).inc()
+            return _come_back(admitted)
+        exchange.admission = admitted
+        seconds = self._service.settings.request_timeout
+        if seconds is not None:
+            exchange.deadline = asyncio.get_running_loop().time() + seconds
+        if self._service.settings.log_prompts:
+            exchange.body = bytearray()
+        if key is not None:
+            self._service.metrics.key_requests.labels(key.name).inc()
+        return None
+
+    def _unauthorized(self, exchange: Exchange, headers: Headers) -> Response:
+        self._service.metrics.refused.labels(UNAUTHORIZED).inc()
+        given = "authorization" in headers
+        exchange.error = "wrong API key" if given else "no API key"
+        message = (
+            "the API key is not one of this server's"
+            if given
+            else "no API key; send it in the header 'Authorization: Bearer KEY'"
+        )
+        body = error_body(401, message, None, "invalid_api_key")
+        return JSONResponse(body, 401, headers={"www-authenticate": "Bearer"})
+
+    def _with_headers(self, exchange: Exchange, send: Send) -> Send:
+        extra = self._service.headers() | {"x-request-id": exchange.request_id}
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                exchange.status = message["status"]
+                found = MutableHeaders(scope=message)
+                found.update(extra)
+                if exchange.admission is not None:
+                    found.update(self._service.limiter.headers(exchange.admission))
+                if exchange.status == TIMED_OUT:
+                    # What took too long will again; OpenAI's clients would try two more times.
+                    found["x-should-retry"] = "false"
+            await send(message)
+
+        return send_with_headers
+
+    def _finish(self, exchange: Exchange) -> None:
+        service = self._service
+        if exchange.admission is not None:
+            service.limiter.release(exchange.admission)
+            service.limiter.used(exchange.admission, exchange.tokens)
+            if exchange.key is not None:
+                service.metrics.key_tokens.labels(exchange.key).inc(exchange.tokens)
+        path = exchange.path if exchange.path in self._paths else "other"
+        service.metrics.requests.labels(path, str(exchange.status)).inc()
+        if path not in OPEN_PATHS or exchange.status >= 500:
+            service.log.write(exchange)
+
+    def _limited(self, exchange: Exchange, headers: Headers, receive: Receive) -> Receive:
+        """`receive` with limits on the body's size and on how long it may take to come."""
         limit = self._service.settings.max_body_bytes
-        declared = Headers(scope=scope).get("content-length", "")
+        declared = headers.get("content-length", "")
         refused = HTTPException(413, f"the body is larger than {limit} bytes")
-        received = 0
+        received, complete = 0, False
 
         async def limited() -> Message:
-            nonlocal received
+            nonlocal received, complete
+            if complete:
+                return await receive()
             if declared.isdigit() and int(declared) > limit:
                 raise refused
-            message = await receive()
-            received += len(message.get("body", b""))
+            try:
+                async with asyncio.timeout_at(exchange.deadline):
+                    message = await receive()
+            except TimeoutError as error:
+                raise HTTPException(408, "the body did not arrive in time") from error
+            part = message.get("body", b"")
+            received += len(part)
+            complete = not message.get("more_body", False)
             if received > limit:
                 raise refused
+            if exchange.body is not None:
+                exchange.body += part
             return message
 
         return limited
+
+
+def _come_back(refusal: Refusal) -> Response:
+    """429 or 503, as OpenAI words them."""
+    code = refusal.reason.value
+    kind = "server_error"
+    if refusal.status == 429:
+        code = "rate_limit_exceeded"
+        kind = "tokens" if refusal.reason is Reason.TOKEN_RATE else "requests"
+    body = error_body(refusal.status, refusal.message, None, code)
+    body["error"]["type"] = kind
+    return JSONResponse(body, refusal.status, headers={"retry-after": str(refusal.retry_after)})
 
 
 def _request_id(given: str | None) -> str:

@@ -5,6 +5,7 @@ stopped, and the exit code says which end it was. It does not know what is serve
 """
 
 import asyncio
+import math
 import os
 import signal
 import socket
@@ -17,13 +18,22 @@ from fastapi import FastAPI
 
 from thinkgate.errors import ServerError
 from thinkgate_serve.engine import Engine
+from thinkgate_serve.limits import Limiter
 
-__all__ = ["ENGINE_DIED", "bind", "end_with_stdin", "serve", "stop_while_loading"]
+__all__ = [
+    "ENGINE_DIED",
+    "Server",
+    "bind",
+    "end_with_stdin",
+    "make_server",
+    "serve",
+    "stop_while_loading",
+]
 
 ENGINE_DIED = 70
 """Exit code (EX_SOFTWARE): start the server again."""
 
-WATCH_SECONDS = 0.25
+WATCH_SECONDS = 0.1
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -83,24 +93,18 @@ def end_with_stdin() -> None:
     threading.Thread(target=watch, name="stdin", daemon=True).start()
 
 
-def serve(
-    app: FastAPI,
-    sock: socket.socket,
-    engine: Engine,
-    *,
-    announce: Callable[[], None],
-    drain_seconds: int,
-) -> int:
-    """Serve until SIGTERM, SIGINT or the engine's death; the exit code."""
+def make_server(
+    app: FastAPI, engine: Engine, *, announce: Callable[[], None], drain_seconds: int
+) -> "Server":
+    """A server of `app`, not yet running; it calls `announce` once it accepts."""
     config = uvicorn.Config(
-        app,
-        log_level="warning",
-        access_log=False,
-        ws="none",
-        server_header=False,
-        timeout_graceful_shutdown=drain_seconds,
+        app, log_level="warning", access_log=False, ws="none", server_header=False
     )
-    server = _Server(config, engine, announce)
+    return Server(config, engine, announce, app.state.service.limiter, drain_seconds)
+
+
+def serve(server: "Server", sock: socket.socket) -> int:
+    """Serve until SIGTERM, SIGINT or the engine's death; the exit code."""
     server.run(sockets=[sock])
     if server.engine_died:
         print(
@@ -110,40 +114,60 @@ def serve(
     return 0
 
 
-class _Server(uvicorn.Server):
-    """Uvicorn that announces itself when it accepts, and stops when the engine is dead."""
+class Server(uvicorn.Server):
+    """Uvicorn that announces itself when it accepts, drains before it closes its door, and stops
+    when the engine is dead."""
 
     def __init__(
-        self, config: uvicorn.Config, engine: Engine, announce: Callable[[], None]
+        self,
+        config: uvicorn.Config,
+        engine: Engine,
+        announce: Callable[[], None],
+        limiter: Limiter,
+        drain_seconds: int,
     ) -> None:
         super().__init__(config)
         self.engine_died = False
         self._engine = engine
         self._announce = announce
-        self._watch: asyncio.Task[None] | None = None
+        self._limiter = limiter
+        self._drain_seconds = drain_seconds
+        self._watching: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
-            self._watch = asyncio.create_task(self._watch_engine())
+            self._watching = asyncio.create_task(self._watch())
             self._announce()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        if self._watch is not None:
-            self._watch.cancel()
+        if self._watching is not None:
+            self._watching.cancel()
         await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: object) -> None:
-        """First signal: finish what runs. Second Ctrl-C: do not wait for it.
+        """First signal: finish what runs, take nothing new. A second Ctrl-C does not wait.
 
-        Uvicorn would raise the signal again at the end, before the engine is stopped.
+        Uvicorn would stop listening at once, and health checks would fail before the work is done;
+        and it would raise the signal again at the end, before the engine is stopped.
         """
-        if self.should_exit and sig == signal.SIGINT:
+        if self._limiter.draining and sig == signal.SIGINT:
             self.force_exit = True
-        self.should_exit = True
+            self.should_exit = True
+        self._limiter.draining = True
 
-    async def _watch_engine(self) -> None:
+    async def _watch(self) -> None:
+        """Until the engine is dead, or draining is done or has taken too long."""
+        loop = asyncio.get_running_loop()
+        until: float | None = None
         while not self._engine.dead:
+            if self._limiter.draining:
+                until = loop.time() + self._drain_seconds if until is None else until
+                if self._limiter.in_flight == 0 or loop.time() >= until:
+                    break
             await asyncio.sleep(WATCH_SECONDS)
-        self.engine_died = True
+        self.engine_died = self._engine.dead
+        self._limiter.draining = True
+        left = 0 if until is None else math.ceil(until - loop.time())
+        self.config.timeout_graceful_shutdown = max(1, left)
         self.should_exit = True

@@ -9,16 +9,19 @@ import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Any
 
 from thinkgate.errors import ConfigError
 from thinkgate.format import Channel, SplitStatus, prefilled_by
+from thinkgate_serve.auth import Keyring
 from thinkgate_serve.card import Card
 from thinkgate_serve.engine import Engine, EngineDead, RequestRefused, Sampling
 from thinkgate_serve.failures import ApiError
 from thinkgate_serve.generation import Choice, Closing, Piece, Plan, run_choices
+from thinkgate_serve.limits import Limiter
+from thinkgate_serve.logs import EXCHANGE, LogFormat, RequestLog
 from thinkgate_serve.metrics import Metrics
 from thinkgate_serve.protocol import Generate, Message
 
@@ -52,8 +55,15 @@ class Settings:
 
     reasoning_field: ReasoningField = ReasoningField.BOTH
     max_body_bytes: int = 4 * 2**20
-    drain_seconds: int = 60
-    """How long requests in flight may go on after SIGTERM."""
+    keyring: Keyring = field(default_factory=lambda: Keyring(()))
+    """Empty: no key is asked for."""
+    max_queue: int = 1024
+    """Requests that may wait for their first token."""
+    request_timeout: float | None = None
+    """Seconds a generation request may take."""
+    cors_origins: tuple[str, ...] = ()
+    log_format: LogFormat = LogFormat.OFF
+    log_prompts: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +81,11 @@ class Service:
         self.engine = engine
         self.card = card
         self.settings = settings
+        self.keyring = settings.keyring
+        self.limiter = Limiter(settings.max_queue)
+        self.log = RequestLog(settings.log_format)
         self.metrics = Metrics()
+        self.metrics.waiting.set_function(lambda: self.limiter.waiting)
         self.started = int(time.time())
         # One thread: fast tokenizers fail when two threads change their settings at once.
         self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="tokenize")
@@ -172,12 +186,15 @@ class Service:
         `begun` is when the request arrived, by `time.perf_counter()`.
         """
         seen: set[Channel | None] = set()
+        first_at: float | None = None
         self.metrics.running.inc()
         try:
             async with aclosing(run_choices(self.engine, plan, choices, request_id)) as events:
                 async for choice, pieces in events:
                     if len(seen) < 2:
-                        self._first(seen, pieces, time.perf_counter() - begun)
+                        after = time.perf_counter() - begun
+                        first_at = after if first_at is None else first_at
+                        self._first(seen, pieces, after)
                     yield choice, pieces
         except EngineDead as error:
             raise ApiError(503, "the engine has stopped", code="engine_dead") from error
@@ -185,23 +202,46 @@ class Service:
             raise ApiError(400, str(error)) from error
         finally:
             self.metrics.running.dec()
-            self._count(plan, choices, time.perf_counter() - begun)
+            self._count(plan, choices, first_at, time.perf_counter() - begun)
 
     def _first(self, seen: set[Channel | None], pieces: Sequence[Piece], after: float) -> None:
         if None not in seen:
             seen.add(None)
             self.metrics.first_token.observe(after)
+            exchange = EXCHANGE.get()
+            if exchange is not None and exchange.admission is not None:
+                self.limiter.started(exchange.admission)
+                if exchange.first_token is None:
+                    exchange.first_token = after
         if any(channel is Channel.ANSWER for channel, _ in pieces):
             seen.add(Channel.ANSWER)
             self.metrics.first_answer.observe(after)
 
-    def _count(self, plan: Plan, choices: Sequence[Choice], seconds: float) -> None:
-        tokens = self.metrics.tokens
-        tokens.labels("prompt").inc(len(plan.prompt_ids))
-        tokens.labels("reasoning").inc(sum(choice.reasoning_tokens for choice in choices))
-        tokens.labels("answer").inc(sum(choice.answer_tokens for choice in choices))
-        self.metrics.truncated.inc(sum(c.status is SplitStatus.TRUNCATED for c in choices))
-        self.metrics.duration.observe(seconds)
+    def _count(
+        self, plan: Plan, choices: Sequence[Choice], first_at: float | None, seconds: float
+    ) -> None:
+        prompt = len(plan.prompt_ids)
+        reasoning = sum(choice.reasoning_tokens for choice in choices)
+        answer = sum(choice.answer_tokens for choice in choices)
+        truncated = sum(choice.status is SplitStatus.TRUNCATED for choice in choices)
+        endings = [choice.finish.value if choice.finish else "aborted" for choice in choices]
+        metrics = self.metrics
+        metrics.tokens.labels("prompt").inc(prompt)
+        metrics.tokens.labels("reasoning").inc(reasoning)
+        metrics.tokens.labels("answer").inc(answer)
+        metrics.truncated.inc(truncated)
+        metrics.duration.observe(seconds)
+        for ending in endings:
+            metrics.finished.labels(ending).inc()
+        each = (reasoning + answer) / len(choices)
+        if first_at is not None and each > 1:
+            metrics.between_tokens.observe((seconds - first_at) / (each - 1))
+        exchange = EXCHANGE.get()
+        if exchange is not None:
+            exchange.prompt_tokens += prompt
+            exchange.reasoning_tokens += reasoning
+            exchange.answer_tokens += answer
+            exchange.finish += endings
 
     def _sampling(self, request: Generate, max_tokens: int) -> Sampling:
         chosen = self.sampling_defaults()

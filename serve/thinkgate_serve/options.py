@@ -1,0 +1,118 @@
+"""What an operator may choose: the keys of `serve.yaml`, and of the command line with dashes.
+
+Owns defaults and merging: file, then `key=value` words, then options. It starts nothing.
+"""
+
+import argparse
+import ipaddress
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from thinkgate.config import Config, apply_overrides, parse, read_yaml
+from thinkgate.errors import ConfigError
+from thinkgate_serve.auth import ENV_KEY, Keyring
+from thinkgate_serve.logs import LogFormat
+from thinkgate_serve.service import ReasoningField, Settings
+
+__all__ = ["ServeConfig", "load_options"]
+
+OVERRIDE = re.compile(r"[a-z_]+(\.[a-z_0-9]+)*=")
+
+
+class ServeConfig(Config):
+    """All settings of one server."""
+
+    target: str
+    """Registry alias, checkpoint folder, or Hub id."""
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    allow_ungated: bool = False
+    registry: Path | None = None
+    model_name: str | None = None
+    reasoning_field: ReasoningField = ReasoningField.BOTH
+    max_model_len: Annotated[int, Field(ge=1)] | None = None
+    drain: Annotated[int, Field(ge=0)] = 60
+    stop_with_stdin: bool = False
+    keys: Path | None = None
+    no_keys: bool = False
+    max_queue: Annotated[int, Field(ge=1)] = 1024
+    request_timeout: Annotated[float, Field(gt=0)] | None = None
+    max_body_mib: Annotated[int, Field(ge=1)] = 4
+    log_format: LogFormat = LogFormat.TEXT
+    log_prompts: bool = False
+    cors_origin: tuple[str, ...] = ()
+    engine: dict[str, Any] = Field(default_factory=dict)
+    """Fields of vLLM's AsyncEngineArgs."""
+
+    def settings(self) -> Settings:
+        """What the application needs to know. ConfigError for a door left open by mistake."""
+        keyring = Keyring.load(self.keys)
+        if self.no_keys and keyring:
+            raise ConfigError(f"--no-keys contradicts --keys and {ENV_KEY}; give one")
+        if not keyring and not self.no_keys and not _is_loopback(self.host):
+            raise ConfigError(
+                f"--host {self.host} can be reached from other machines, and there are no API "
+                f"keys; give --keys FILE or {ENV_KEY}, or --no-keys to let everyone ask"
+            )
+        return Settings(
+            reasoning_field=self.reasoning_field,
+            max_body_bytes=self.max_body_mib * 2**20,
+            keyring=keyring,
+            max_queue=self.max_queue,
+            request_timeout=self.request_timeout,
+            cors_origins=self.cors_origin,
+            log_format=self.log_format,
+            log_prompts=self.log_prompts,
+        )
+
+    def engine_options(self) -> dict[str, Any]:
+        """`engine`, with what has an option of its own."""
+        options = dict(self.engine)
+        for key in ("model", "tokenizer"):
+            if key in options:
+                raise ConfigError(f"--engine.{key}: the TARGET decides it")
+        if self.max_model_len is not None:
+            if "max_model_len" in options:
+                raise ConfigError(
+                    "--max-model-len and --engine.max_model_len are the same; give one"
+                )
+            options["max_model_len"] = self.max_model_len
+        return options
+
+
+def load_options(args: argparse.Namespace) -> ServeConfig:
+    """The file, the `key=value` words and the options given, the later before the earlier."""
+    given: dict[str, Any] = dict(vars(args))
+    words: list[str] = given.pop("words")
+    engine: Mapping[str, Any] = given.pop("engine", {})
+    file: Path | None = given.pop("config", None)
+    data = read_yaml(file) if file is not None else {}
+    targets, overrides = _sort(words)
+    data = apply_overrides(data, overrides)
+    data |= {"target": targets[0]} if targets else {}
+    data |= given
+    if engine:
+        data["engine"] = {**(data.get("engine") or {}), **engine}
+    if "target" not in data:
+        raise ConfigError("what to serve? give a TARGET, or 'target:' in --config FILE")
+    return parse(ServeConfig, data, file or "thinkgate serve")
+
+
+def _sort(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    targets = [word for word in words if Path(word).exists() or not OVERRIDE.match(word)]
+    if len(targets) > 1:
+        raise ConfigError(f"one TARGET at a time: '{targets[0]}' and '{targets[1]}' were given")
+    return targets, [word for word in words if word not in targets]
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
