@@ -116,6 +116,19 @@ def test_parameters_the_sdk_does_not_know_reach_the_server() -> None:
     assert sent["messages"] == [{"role": "user", "content": "q"}]
 
 
+def test_a_whole_and_a_streamed_request_are_the_same() -> None:
+    asked = {"extra_body": {"top_k": 5, "cat": 1}, "min_p": 0.1, "seed": None, "timeout": 9.0}
+    more = {"extra_headers": {"x-request-id": "mine"}}
+    with ScriptedEndpoint(lambda _: Says("42")) as endpoint, Client(endpoint.base_url) as client:
+        client.ask("q", temperature=0, **asked, **more)
+        streamed(client, temperature=0, **asked, **more)
+    whole, pieces = endpoint.requests
+    headers = whole.pop("_headers"), pieces.pop("_headers")
+    assert [sent["x-request-id"] for sent in headers] == ["mine"] * 2
+    assert {k: v for k, v in pieces.items() if not k.startswith("stream")} == whole
+    assert set(whole) == {"model", "messages", "temperature", "top_k", "cat", "min_p"}
+
+
 def test_the_only_model_is_found_and_several_are_named() -> None:
     two = ({"id": "small"}, {"id": "large", "digest": "cd"})
     with ScriptedEndpoint(lambda _: Says("42"), models=two) as endpoint:

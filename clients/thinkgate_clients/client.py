@@ -9,15 +9,19 @@ is `reply.py`'s.
 """
 
 import inspect
+import json
 import os
+import ssl
 import time
 from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache, cached_property
+from types import SimpleNamespace
 from typing import Any, Self
 from urllib.parse import urlsplit
 
+import httpx2
 import openai
 
 from thinkgate.console import printable
@@ -41,6 +45,9 @@ __all__ = [
 ]
 
 STREAMED: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}}
+
+OPTIONS = {"timeout": "timeout", "extra_headers": "headers", "extra_query": "params"}
+"""The SDK's parameters that do not go into the body, and what its `post` calls them."""
 
 Messages = str | Sequence[Mapping[str, Any]]
 """A question, or a conversation in OpenAI's form."""
@@ -130,14 +137,37 @@ class _Base:
             "max_retries": max_retries,
         }
 
+    def _posted(self, prompt: Messages, model: str, sampling: dict[str, Any]) -> dict[str, Any]:
+        """Arguments of the SDK's `post`, for an answer in one piece.
+
+        Its `create` would walk the body and build models of the response, which takes longer than
+        all else a client does.
+        """
+        given = {key: value for key, value in sampling.items() if value is not None}
+        options = {of: given.pop(name) for name, of in OPTIONS.items() if name in given}
+        more = given.pop("extra_body", {})
+        body = {"messages": _messages(prompt), "model": model, **given, **more}
+        return {
+            "path": "/chat/completions",
+            "body": body,
+            "options": options,
+            "cast_to": httpx2.Response,
+        }
+
+    def _read(self, response: httpx2.Response, started: float) -> Reply:
+        try:
+            completion = json.loads(response.content, object_hook=lambda d: SimpleNamespace(**d))
+        except (ValueError, RecursionError) as error:
+            raise ValueError("the response is not a chat completion") from error
+        return self._reading(response.headers, started).whole(completion)
+
     def _request(self, prompt: Messages, model: str, sampling: dict[str, Any]) -> dict[str, Any]:
         """Arguments of the SDK's `create`; what it does not know goes into the body as it is."""
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         known = {k: v for k, v in sampling.items() if k in _sdk_parameters() and v is not None}
         body = {k: v for k, v in sampling.items() if k not in _sdk_parameters() and v is not None}
         return {
             **known,
-            "messages": messages,
+            "messages": _messages(prompt),
             "model": model,
             "extra_body": {**known.get("extra_body", {}), **body} or None,
         }
@@ -184,11 +214,10 @@ class Client(_Base):
 
     def ask(self, prompt: Messages, **sampling: Any) -> Reply:
         """Ask and wait; RequestFailed after the retries. Unknown parameters go to the server."""
-        request = self._request(prompt, self.model(), sampling)
+        request = self._posted(prompt, self.model(), sampling)
         started = time.perf_counter()
         try:
-            raw = self._sdk.chat.completions.with_raw_response.create(**request)
-            return self._reading(raw.headers, started).whole(raw.parse())
+            return self._read(self._sdk.post(**request), started)
         except ERRORS as error:
             raise self._failed(error) from error
 
@@ -212,7 +241,13 @@ class AsyncClient(_Base):
 
     @cached_property
     def _sdk(self) -> openai.AsyncOpenAI:
-        return openai.AsyncOpenAI(**self._settings)
+        # One context for all clients: to read the certificates takes longer than many requests.
+        return openai.AsyncOpenAI(
+            **self._settings,
+            http_client=openai.DefaultAsyncHttpxClient(
+                base_url=self.base_url, verify=_certificates()
+            ),
+        )
 
     async def __aenter__(self) -> Self:
         return self
@@ -235,11 +270,10 @@ class AsyncClient(_Base):
 
     async def ask(self, prompt: Messages, **sampling: Any) -> Reply:
         """Ask and wait; RequestFailed after the retries. Unknown parameters go to the server."""
-        request = self._request(prompt, await self.model(), sampling)
+        request = self._posted(prompt, await self.model(), sampling)
         started = time.perf_counter()
         try:
-            raw = await self._sdk.chat.completions.with_raw_response.create(**request)
-            return self._reading(raw.headers, started).whole(raw.parse())
+            return self._read(await self._sdk.post(**request), started)
         except ERRORS as error:
             raise self._failed(error) from error
 
@@ -262,6 +296,15 @@ class AsyncClient(_Base):
 
 # ValueError: what came back is not JSON, or not a chat completion.
 ERRORS = (openai.OpenAIError, ValueError)
+
+
+def _messages(prompt: Messages) -> Sequence[Mapping[str, Any]]:
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+
+
+@cache
+def _certificates() -> ssl.SSLContext:
+    return httpx2.create_ssl_context()
 
 
 @cache

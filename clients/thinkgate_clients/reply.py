@@ -102,7 +102,7 @@ class Reading:
         choices = getattr(response, "choices", None)
         first = choices[0] if isinstance(choices, list) and choices else None
         message = getattr(first, part, None)
-        if message is None or isinstance(message, str):
+        if not hasattr(message, "__dict__"):  # text, a list, a number: no object with fields
             raise ValueError("the response is not a chat completion")
         choice: Any = first
         self._request_id = self._request_id or _text(getattr(response, "id", None), "id")

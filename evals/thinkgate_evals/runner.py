@@ -153,14 +153,16 @@ class _Run:
                 meter.set(self._planned - len(self._samples))
                 if endpoint.cache is not None:
                     self._cache = stack.enter_context(ResponseCache(endpoint.cache))
+                urls = (endpoint.base_url, *endpoint.others)
+                # A client for each worker: in a pool of many connections every request would look
+                # at all of them.
                 clients = [
-                    await stack.enter_async_context(self._client(url))
-                    for url in (endpoint.base_url, *endpoint.others)
+                    await stack.enter_async_context(self._client(urls[number % len(urls)]))
+                    for number in range(min(endpoint.concurrency, len(self._samples)))
                 ]
                 queue = iter(self._samples)
                 async with asyncio.TaskGroup() as workers:
-                    for number in range(min(endpoint.concurrency, len(self._samples))):
-                        client = clients[number % len(clients)]
+                    for client in clients:
                         workers.create_task(self._work(client, queue, meter))
         finally:
             self._close_session(time.perf_counter() - started)
