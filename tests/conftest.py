@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,10 @@ from thinkgate_clients.local import LocalServer, local_server
 # One thread in each of pytest's processes and in what they start: two threads of so small a model
 # wait for each other, and sums that depend on the machine's cores make seeded runs differ.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Started in the background of a shell script, pytest ignores Ctrl-C, and so would what it starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TINY_CONTEXT = 2048
 
