@@ -47,7 +47,7 @@ types: $(READY)
 	$(VENV)/bin/basedpyright --level error
 
 pytest: $(READY)
-	$(RUN) pytest -n 2 --dist loadfile $(ARGS)
+	$(RUN) pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 clean:  ## remove .venv and caches; runs/ is kept
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
