@@ -8,18 +8,17 @@ for is then measured on held-out prompts, on the weights before and after.
 import statistics
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
+import trained
 
-from thinkgate.answers import Verdict, check_many
 from thinkgate.checkpoint import load_checkpoint
 from thinkgate.cli import main
 from thinkgate.config import read_yaml
 from thinkgate.format import SplitStatus, split
-from thinkgate.problems import Arithmetic, load
+from thinkgate.problems import Arithmetic
 from thinkgate.records import read_records
-from thinkgate_train.data import render
 from thinkgate_train.pipeline import load_recipe, load_stages
 from thinkgate_train.recipe import RL_METHODS, Prompt
 from thinkgate_train.toys import Posts, kindness
@@ -117,28 +116,6 @@ def ends(folder: Path, metric: str) -> tuple[float, float]:
     return statistics.fmean(values[:fifth]), statistics.fmean(values[-fifth:])
 
 
-def written(folder: Path, problems: list[str], prompt: Prompt | None = None) -> list[str]:
-    """What a checkpoint samples at temperature 1 for each problem."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from thinkgate_train.decoding import sample
-
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-    asked = [render(tokenizer, (prompt or Prompt()).ask(problem)) for problem in problems]
-    torch.manual_seed(0)
-    drawn = sample(
-        AutoModelForCausalLM.from_pretrained(folder),
-        tokenizer(asked, add_special_tokens=False)["input_ids"],
-        max_new_tokens=160,
-        temperature=1.0,
-        eos_ids=[tokenizer.eos_token_id],
-        pad_id=tokenizer.pad_token_id,
-    )
-    texts = tokenizer.batch_decode(drawn.completion_ids, skip_special_tokens=True)
-    return cast("list[str]", texts)
-
-
 def posts(count: int = 256) -> list[dict[str, Any]]:
     """Rows on posts that nothing was trained on."""
     return Posts(source="posts", half="eval", seed=11, count=count).rows()
@@ -146,7 +123,7 @@ def posts(count: int = 256) -> list[dict[str, Any]]:
 
 def summaries(folder: Path, prompt: Prompt | None = None) -> list[str]:
     """What a checkpoint writes about them."""
-    return written(folder, [row["prompt"] for row in posts()], prompt)
+    return trained.written(folder, [row["prompt"] for row in posts()], prompt)
 
 
 def distance(texts: list[str], target: int) -> float:
@@ -158,10 +135,7 @@ def accuracy(folder: Path, prompt: Prompt, longest: int) -> float:
     """Share of right answers, by the one verifier, on sums that nothing was trained on."""
     half = {"source": "arithmetic", "half": "eval", "seed": 11, "count": 400, "unique": False}
     terms = {"min_terms": longest - 1, "max_terms": longest}
-    problems = load(Arithmetic.model_validate(half | terms))
-    texts = written(folder, [p.prompt for p in problems], prompt)
-    pairs = [(split(text).answer, p.gold) for text, p in zip(texts, problems, strict=True)]
-    return statistics.fmean(verdict is Verdict.CORRECT for verdict in check_many(pairs))
+    return trained.accuracy(folder, Arithmetic.model_validate(half | terms), prompt)
 
 
 def formatted(texts: list[str]) -> float:

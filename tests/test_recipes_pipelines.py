@@ -1,17 +1,14 @@
 """The recipes of several stages, trained at toy size by `make test-recipes`: each ends up better
 than what it started from, on sums that nothing was trained on."""
 
-import statistics
 from pathlib import Path
-from typing import Any
 
 import pytest
+import trained
 
-from thinkgate.answers import Verdict, check_many
 from thinkgate.checkpoint import load_checkpoint
 from thinkgate.cli import main
-from thinkgate.format import split
-from thinkgate.problems import Arithmetic, load
+from thinkgate.problems import Arithmetic
 from thinkgate.records import read_records
 from thinkgate_clients.local import local_server
 
@@ -30,33 +27,8 @@ def train(name: str, out: Path, *overrides: str) -> None:
 
 def accuracy(folder: Path) -> float:
     """Share of right answers at temperature 1, on 600 held-out sums of 3 to 4 terms."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from thinkgate_train.decoding import sample
-
-    problems = load(
-        Arithmetic(source="arithmetic", half="eval", count=600, min_terms=3, max_terms=4)
-    )
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-    asked = [
-        tokenizer.apply_chat_template(
-            [{"role": "user", "content": p.prompt}], tokenize=False, add_generation_prompt=True
-        )
-        for p in problems
-    ]
-    torch.manual_seed(0)
-    drawn = sample(
-        AutoModelForCausalLM.from_pretrained(folder),
-        tokenizer(asked, add_special_tokens=False)["input_ids"],
-        max_new_tokens=64,
-        temperature=1.0,
-        eos_ids=[tokenizer.eos_token_id],
-        pad_id=tokenizer.pad_token_id,
-    )
-    texts = tokenizer.batch_decode(drawn.completion_ids, skip_special_tokens=True)
-    pairs = [(split(text).answer, p.gold) for text, p in zip(texts, problems, strict=True)]
-    return statistics.fmean(verdict is Verdict.CORRECT for verdict in check_many(pairs))
+    held_out = Arithmetic(source="arithmetic", half="eval", count=600, min_terms=3, max_terms=4)
+    return trained.accuracy(folder, held_out, longest=64)
 
 
 def test_the_four_phases_of_r1_end_above_pure_rl_with_as_many_rollouts(runs: Path) -> None:

@@ -102,8 +102,6 @@ class Sampling:
     logprobs: int | None = None
     """How many of the likeliest tokens to report beside each one drawn; None reports nothing."""
     constraint: Constraint | None = None
-    keep_special: bool = False
-    """Keep the text of special tokens, which some models write tool calls with."""
 
 
 class Tokenizer(Protocol):
@@ -272,7 +270,7 @@ class VLLMEngine:
             ignore_eos=sampling.ignore_eos,
             logprobs=sampling.logprobs,
             structured_outputs=self._shape(sampling.constraint),
-            skip_special_tokens=self._skip_special and not sampling.keep_special,
+            skip_special_tokens=self._skip_special,
             output_kind=self._delta,
         )
 

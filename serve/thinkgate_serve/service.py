@@ -32,7 +32,6 @@ SAMPLING_FIELDS = {field.name for field in fields(Sampling)} - {
     "logit_bias",
     "logprobs",
     "constraint",
-    "keep_special",
 }
 
 
