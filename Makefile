@@ -8,7 +8,7 @@ VLLM = 0.31.0
 READY = $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-recipes lint types pytest clean
+.PHONY: help setup quickstart test test-recipes lint types browser pytest clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -46,7 +46,10 @@ lint: $(READY)
 types: $(READY)
 	$(VENV)/bin/basedpyright --level error
 
-pytest: $(READY)
+browser: $(READY)  ## find a Chromium for the page tests, or install one
+	@$(VENV)/bin/python tests/browser.py
+
+pytest: $(READY) browser
 	$(RUN) pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 clean:  ## remove .venv and caches; runs/ is kept

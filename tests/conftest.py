@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import FLAGS, find_chromium
 from fake_checkpoint import make_checkpoint, record_decision
 
 from thinkgate_clients.local import LocalServer, local_server
@@ -59,6 +60,22 @@ def served(
     log = tmp_path_factory.mktemp("served") / "server.log"
     with local_server(gated_checkpoint, log=log) as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Headless Chromium as Playwright drives it, for `browser.new_page()`.
+
+    One a module, not one a session: while it lives its thread counts as running an event loop, and
+    `asyncio.run` fails there. Modules with page tests use none.
+    """
+    from playwright.sync_api import sync_playwright
+
+    path = find_chromium()
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=path, args=[*FLAGS])
+        yield chromium
+        chromium.close()
 
 
 def _learn(build_model: Any, tokenizer: Any, size: Any) -> Any:
