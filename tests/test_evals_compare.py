@@ -65,7 +65,7 @@ def test_several_samples_are_clustered_by_problem(
         "eval", "compare", sampled("a.jsonl", 3), sampled("b.jsonl", 4), capsys=capsys
     )
     assert code == 0 and "+12.5 points on the same 40 problems" in out
-    assert "clustered bootstrap p = 0.0001" in out and "pass@8" in out
+    assert "sign-flip p = 0.0001" in out and "pass@8" in out
 
 
 def test_problems_of_one_side_only_are_left_out_and_said(

@@ -13,7 +13,7 @@ from thinkgate_evals.power import (
     problems_needed,
     variances_of,
 )
-from thinkgate_evals.stats import clustered_bootstrap, mcnemar, paired_difference
+from thinkgate_evals.stats import paired_difference
 from thinkgate_evals.suites import load_suite
 
 RUNS = 500
@@ -108,19 +108,3 @@ def test_rules_without_a_margin_need_no_plan() -> None:
     ]
     policy = Policy.model_validate({"name": "p", "rules": rules})
     assert len(plan_lines(load_suite("arithmetic"), 100, policy)) == 1
-
-
-def test_the_bootstrap_agrees_with_mcnemar_where_both_apply() -> None:
-    differences = [1.0] * 40 + [-1.0] * 22 + [0.0] * 238
-    assert clustered_bootstrap(differences) == pytest.approx(mcnemar(40, 22), abs=0.015)
-    assert clustered_bootstrap(differences) == clustered_bootstrap(differences)
-    assert clustered_bootstrap([0.0] * 10) == 1.0
-    assert clustered_bootstrap([1.0, -1.0] * 30) == 1.0
-
-
-def test_the_bootstrap_seldom_finds_a_difference_between_equal_models() -> None:
-    draw = np.random.default_rng(2)
-    ability = draw.random((400, 60))
-    rows = (draw.binomial(4, ability) - draw.binomial(4, ability)) / 4
-    found = sum(clustered_bootstrap(row.tolist(), 1000) <= 0.05 for row in rows)
-    assert found / 400 <= 0.075

@@ -1,5 +1,7 @@
 """Intervals are checked by simulation: how often they contain the truth they were drawn from."""
 
+from functools import cache
+
 import numpy as np
 import pytest
 from scipy import stats as scipy_stats
@@ -7,7 +9,6 @@ from scipy import stats as scipy_stats
 from thinkgate_evals.policy import NonInferiority, load_policy
 from thinkgate_evals.stats import (
     Interval,
-    clustered_bootstrap,
     holm_levels,
     mcnemar,
     paired_difference,
@@ -15,6 +16,7 @@ from thinkgate_evals.stats import (
     problems_for_difference,
     problems_for_share,
     share,
+    sign_flip,
 )
 
 RUNS = 2000
@@ -23,26 +25,70 @@ Counts = np.ndarray
 
 def covered(hits: Counts, trials: int, truth: float) -> float:
     """The share of simulated evaluations (rows) whose interval contains `truth`."""
-    found = 0
-    for row in hits:
-        interval = share([(int(h), trials) for h in row])
+
+    @cache
+    def contains(row: tuple[tuple[int, int], ...]) -> bool:
+        """Of how many problems there are with so many hits."""
+        interval = share([(h, trials) for h, problems in row for _ in range(problems)])
         assert interval is not None
-        found += interval.low <= truth <= interval.high
-    return found / len(hits)
+        return interval.low <= truth <= interval.high
+
+    counts = (np.bincount(row, minlength=trials + 1) for row in hits.astype(int))
+    return sum(contains(tuple(enumerate(map(int, row)))) for row in counts) / len(hits)
 
 
-@pytest.mark.parametrize("truth", [0.01, 0.3, 0.5, 0.99])
-@pytest.mark.parametrize("problems", [200, 500])
+@pytest.mark.parametrize("truth", [0.01, 0.1, 0.3, 0.5, 0.9, 0.99])
+@pytest.mark.parametrize("problems", [198, 200, 500, 1319])
 def test_share_covers_the_truth(problems: int, truth: float) -> None:
     hits = np.random.default_rng(0).random((RUNS, problems)) < truth
-    assert 0.93 <= covered(hits, 1, truth) <= 0.975
+    assert 0.93 <= covered(hits, 1, truth) <= 0.97
 
 
-@pytest.mark.parametrize(("a", "b"), [(1.0, 1.0), (0.3, 0.3), (8.0, 2.0), (0.5, 49.5)])
-def test_share_covers_when_samples_of_a_problem_are_alike(a: float, b: float) -> None:
-    draw = np.random.default_rng(1)
-    hits = draw.binomial(4, draw.beta(a, b, (RUNS, 200)))
-    assert 0.93 <= covered(hits, 4, a / (a + b)) <= 0.975
+@pytest.mark.parametrize("truth", [0, 1])
+@pytest.mark.parametrize(("problems", "trials"), [(50, 1), (50, 4), (1319, 1), (30, 16)])
+def test_share_at_the_extremes_always_covers_and_still_has_a_width(
+    truth: int, problems: int, trials: int
+) -> None:
+    """All evaluations of such a model are the same one, so 95 % of them is not to be had."""
+    assert covered(np.full((RUNS, problems), truth * trials), trials, truth) == 1
+    interval = share([(truth * trials, trials)] * problems)
+    assert interval is not None and interval.estimate == truth
+    # With the probability of a tail, a model with this accuracy would not have shown its other one.
+    unseen = interval.high if truth == 0 else 1 - interval.low
+    assert 0.005 < (1 - unseen) ** problems < 0.05
+
+
+def test_where_counts_are_too_coarse_for_93_to_97_percent() -> None:
+    """1 right of 100 on average: whichever counts an interval covers the truth for, it is less or
+    more. Ours does the nearest thing."""
+    problems, truth = 100, 0.01
+    mass = scipy_stats.binom.pmf(np.arange(problems + 1), problems, truth)
+    reachable = [mass[a:b].sum() for a in range(20) for b in range(a + 1, 21)]
+    assert not any(0.93 <= each <= 0.97 for each in reachable)
+    hits = np.random.default_rng(0).random((RUNS, problems)) < truth
+    below, above = 0.9206, 0.9816
+    assert {below, above} <= {round(float(each), 4) for each in reachable}
+    assert covered(hits, 1, truth) == pytest.approx(below, abs=0.015)
+
+
+ALIKE = {"all or nothing": 0.2, "alike": 1.0, "somewhat alike": 5.0, "independent": 100.0}
+"""How much the answers to one problem have in common: the two parameters' sum of the beta
+distribution its accuracy is drawn from."""
+
+
+@pytest.mark.parametrize("alike", ALIKE)
+@pytest.mark.parametrize("truth", [0.01, 0.1, 0.5, 0.95, 0.99])
+@pytest.mark.parametrize(("problems", "samples"), [(30, 16), (40, 8), (198, 4), (500, 2)])
+def test_share_covers_with_several_samples(
+    problems: int, samples: int, truth: float, alike: str
+) -> None:
+    """It may cover more where that few problems, or that few answers of one kind, cannot show how
+    alike the answers are; nowhere less."""
+    draw, size = np.random.default_rng(1), (RUNS, problems)
+    ability = draw.beta(truth * ALIKE[alike], (1 - truth) * ALIKE[alike], size)
+    found = covered(draw.binomial(samples, ability), samples, truth)
+    telling = problems > 100 and min(truth, 1 - truth) * problems * samples > 20
+    assert 0.93 <= found <= (0.97 if telling else 1.0)
 
 
 def test_treating_samples_as_independent_would_not_cover() -> None:
@@ -51,15 +97,6 @@ def test_treating_samples_as_independent_would_not_cover() -> None:
     hits = draw.binomial(4, draw.beta(0.3, 0.3, (RUNS, 100)))
     single = (np.arange(4) < hits[..., None]).reshape(RUNS, -1)
     assert covered(single, 1, 0.5) < 0.85
-
-
-@pytest.mark.parametrize("truth", [0, 1])
-def test_share_at_the_extremes_contains_the_truth_and_still_has_a_width(truth: int) -> None:
-    for trials in (1, 4):
-        interval = share([(truth * trials, trials)] * 50)
-        assert interval is not None and interval.estimate == truth
-        assert interval.low <= truth <= interval.high
-        assert 0.03 < interval.high - interval.low < 0.11
 
 
 def test_share_without_trials_is_unknown_not_zero() -> None:
@@ -82,7 +119,7 @@ def test_paired_difference_covers_the_truth(win: float, loss: float, problems: i
         interval = paired_difference(row)
         assert interval is not None
         found += interval.low <= win - loss <= interval.high
-    assert 0.93 <= found / RUNS <= 0.98
+    assert 0.93 <= found / RUNS <= 0.97
 
 
 @pytest.mark.parametrize(("changed", "problems"), [(0.4, 50), (0.1, 200), (0.02, 1000), (0.0, 40)])
@@ -118,7 +155,7 @@ def test_paired_difference_covers_with_several_samples(
     rows, truth = answered(problems, samples, kind)
     intervals = [paired_difference(row) for row in rows]
     found = sum(i.low <= truth <= i.high for i in intervals if i)
-    assert 0.94 <= found / RUNS <= (0.98 if problems > 100 else 1.0)
+    assert 0.93 <= found / RUNS <= (0.97 if problems > 100 else 1.0)
     width = np.mean([i.high - i.low for i in intervals if i])
     assert width < 0.75 * 0.21 or kind == "flips"
 
@@ -131,8 +168,27 @@ def test_equal_models_seldom_look_different(changed: float, problems: int) -> No
     assert sum(min(p, 1 - p) <= 0.025 for p in p_values) / RUNS <= 0.055
     exact = [mcnemar(int((row > 0).sum()), int((row < 0).sum())) for row in rows]
     assert sum(p <= 0.05 for p in exact) / RUNS <= 0.055
-    drawn = [clustered_bootstrap(row.tolist(), 400) for row in rows[:500]]
-    assert sum(p <= 0.05 for p in drawn) / 500 <= 0.075
+
+
+@pytest.mark.parametrize(("problems", "samples"), [(30, 16), (40, 8), (60, 4), (198, 4)])
+@pytest.mark.parametrize("kind", ["uniform", "extreme"])
+def test_equal_models_with_several_samples_seldom_look_different(
+    problems: int, samples: int, kind: str
+) -> None:
+    rows, _ = answered(problems, samples, kind)
+    drawn = [sign_flip(row.tolist(), 400) for row in rows]
+    assert 0.02 <= sum(p <= 0.05 for p in drawn) / RUNS <= 0.055
+    p_values = [paired_p_value(row) for row in rows]
+    assert sum(min(p, 1 - p) <= 0.025 for p in p_values) / RUNS <= 0.055
+
+
+def test_sign_flip_is_mcnemar_for_single_answers() -> None:
+    differences = [1.0] * 40 + [-1.0] * 22 + [0.0] * 238
+    assert sign_flip(differences) == pytest.approx(mcnemar(40, 22), abs=0.005)
+    assert sign_flip(differences) == sign_flip(differences)
+    assert sign_flip([0.0] * 10) == sign_flip([1.0, -1.0] * 30) == 1.0
+    many = [1.0] * 12_000 + [-1.0] * 11_500
+    assert sign_flip(many) == pytest.approx(mcnemar(12_000, 11_500), rel=0.05)
 
 
 def test_equal_models_with_several_samples_seldom_look_better() -> None:

@@ -12,7 +12,7 @@ from thinkgate.errors import DataError
 from thinkgate_evals.metrics import counts_by_problem
 from thinkgate_evals.power import detectable_between
 from thinkgate_evals.records import Record
-from thinkgate_evals.stats import Interval, clustered_bootstrap, mcnemar, paired_difference
+from thinkgate_evals.stats import Interval, mcnemar, paired_difference, sign_flip
 
 __all__ = ["Comparison", "Pair", "compare"]
 
@@ -61,14 +61,19 @@ class Comparison:
         """One sample each, so that the exact McNemar test applies."""
         return all(pair.candidate[1] == pair.base[1] == 1 for pair in self.pairs)
 
+    @property
+    def test(self) -> str:
+        """Which test `p_value` is of."""
+        return "exact McNemar" if self.single else "sign-flip"
+
     @cached_property
     def p_value(self) -> float | None:
-        """Two-sided, of "no difference": exact McNemar, or a bootstrap clustered by problem."""
+        """Two-sided, of "no difference", by `test`."""
         if not self.pairs:
             return None
         if self.single:
             return mcnemar(self.wins, self.losses)
-        return clustered_bootstrap(self.differences)
+        return sign_flip(self.differences)
 
     @cached_property
     def detectable(self) -> float | None:

@@ -363,8 +363,7 @@ def _score(pair: Comparison) -> str:
     score = f"{pair.wins} won, {pair.losses} lost"
     if pair.p_value is None:
         return score
-    test = "exact McNemar" if pair.single else "clustered bootstrap"
-    return f"{score}, {test} p = {pair.p_value:.2g}"
+    return f"{score}, {pair.test} p = {pair.p_value:.2g}"
 
 
 def seen_problems(loaded: LoadedSuite, seen: frozenset[str]) -> list[Problem]:

@@ -65,7 +65,7 @@ def _comparison(pair: Comparison) -> dict[str, Any]:
     both, ours, theirs, neither = pair.agreement()
     return {
         "difference": dataclasses.asdict(interval) if interval else None,
-        "test": "mcnemar" if pair.single else "clustered_bootstrap",
+        "test": "mcnemar" if pair.single else "sign_flip",
         "p_value": pair.p_value,
         "detectable": pair.detectable,
         "wins": pair.wins,

@@ -91,8 +91,7 @@ def test_text(pair: Comparison) -> str:
     """The test of "no difference" and its p."""
     if pair.p_value is None:
         return "no test"
-    test = "exact McNemar" if pair.single else "clustered bootstrap"
-    return f"{test} p = {pair.p_value:.2g}"
+    return f"{pair.test} p = {pair.p_value:.2g}"
 
 
 def agreement_rows(pair: Comparison) -> list[list[str]]:
