@@ -24,6 +24,7 @@ from thinkgate_serve.engine import (
     RequestRefused,
     Sampling,
 )
+from thinkgate_serve.model import Deployment
 from thinkgate_serve.service import Settings
 
 CONTEXT = 4000
@@ -137,7 +138,7 @@ def ask(
     """One request through the whole application, without a socket."""
 
     async def send() -> httpx.Response:
-        app = create_app(engine, card, settings)
+        app = create_app(Deployment(engine, card), settings)
         transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             raw = json.dumps(body).encode() if content is None else content

@@ -23,6 +23,7 @@ from thinkgate_serve.auth import ApiKey, Keyring, add_key, digest, read_keys
 from thinkgate_serve.command import add_arguments
 from thinkgate_serve.limits import Admission, Limiter, Reason, Refusal
 from thinkgate_serve.logs import LogFormat, RequestLog
+from thinkgate_serve.model import Deployment
 from thinkgate_serve.options import ServeConfig, load_options
 from thinkgate_serve.service import Settings
 
@@ -157,7 +158,7 @@ def test_refusals_look_as_openai_words_them() -> None:
     settings = Settings(keyring=Keyring([key(requests_per_minute=1)]))
 
     async def twice() -> list[httpx.Response]:
-        transport = httpx.ASGITransport(app=create_app(engine, CARD, settings))
+        transport = httpx.ASGITransport(app=create_app(Deployment(engine, CARD), settings))
         async with httpx.AsyncClient(transport=transport, base_url="http://t") as http:
             body = {"messages": HELLO}
             path = "/v1/chat/completions"

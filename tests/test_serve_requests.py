@@ -174,7 +174,7 @@ def test_another_model_is_not_found() -> None:
     response = ask(FakeEngine(characters("x")), messages=HELLO, model="other")
     assert response.status_code == 404
     assert response.json()["error"]["code"] == "model_not_found"
-    assert "this is 'm'" in response.json()["error"]["message"]
+    assert "this server has 'm'" in response.json()["error"]["message"]
     assert ask(FakeEngine(characters("x")), messages=HELLO, model="m").status_code == 200
 
 

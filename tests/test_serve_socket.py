@@ -12,6 +12,7 @@ import pytest
 from fake_engine import CARD, HELLO, FakeEngine, characters
 
 from thinkgate_serve.app import create_app
+from thinkgate_serve.model import Deployment
 from thinkgate_serve.process import ENGINE_DIED, Server, bind, make_server, serve
 from thinkgate_serve.service import Settings
 
@@ -32,8 +33,8 @@ def running(engine: FakeEngine, settings: Settings | None = None) -> Iterator[Ru
     server = Running(f"http://127.0.0.1:{sock.getsockname()[1]}/v1", engine)
 
     def work() -> None:
-        app = create_app(engine, CARD, settings)
-        listening = make_server(app, engine, announce=up.set, drain_seconds=5)
+        app = create_app(Deployment(engine, CARD), settings)
+        listening = make_server(app, announce=up.set, drain_seconds=5)
         server.door = listening
         server.exit_code = serve(listening, sock)
 

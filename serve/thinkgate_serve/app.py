@@ -4,7 +4,6 @@ Owns routing and the endpoints about the server itself. Generation lives in `cha
 `completions`; who may be served was settled before an application is made.
 """
 
-from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -15,10 +14,9 @@ from starlette.responses import JSONResponse, Response
 
 from thinkgate import __version__
 from thinkgate.checkpoint import package_versions
-from thinkgate_serve.card import UNGATED, Card
+from thinkgate_serve.card import UNGATED
 from thinkgate_serve.chat import chat_completion
 from thinkgate_serve.completions import completion
-from thinkgate_serve.engine import Engine
 from thinkgate_serve.failures import (
     ApiError,
     error_body,
@@ -28,6 +26,7 @@ from thinkgate_serve.failures import (
 )
 from thinkgate_serve.metrics import CONTENT_TYPE
 from thinkgate_serve.middleware import Envelope
+from thinkgate_serve.model import Deployment, Model
 from thinkgate_serve.protocol import (
     ChatRequest,
     CompletionRequest,
@@ -39,10 +38,10 @@ from thinkgate_serve.service import Service, Settings
 __all__ = ["create_app"]
 
 
-def create_app(engine: Engine, card: Card, settings: Settings | None = None) -> FastAPI:
-    """An application that serves `engine` as `card`; whoever made the engine stops it."""
-    service = Service(engine, card, settings or Settings())
-    app = FastAPI(title="thinkgate", version=__version__, lifespan=_lifespan)
+def create_app(deployment: Deployment, settings: Settings | None = None) -> FastAPI:
+    """An application that serves `deployment`; whoever made that stops it."""
+    service = Service(deployment, settings or Settings())
+    app = FastAPI(title="thinkgate", version=__version__)
     app.state.service = service
     app.add_exception_handler(ApiError, on_api_error)
     app.add_exception_handler(RequestValidationError, on_invalid_request)
@@ -64,12 +63,6 @@ def create_app(engine: Engine, card: Card, settings: Settings | None = None) -> 
     return app
 
 
-@asynccontextmanager
-async def _lifespan(app: FastAPI):
-    yield
-    app.state.service.close()
-
-
 async def _on_bug(request: Request, _: Exception) -> JSONResponse:
     """Our own mistake: the traceback goes to the log, not to the client."""
     service: Service = request.app.state.service
@@ -77,7 +70,7 @@ async def _on_bug(request: Request, _: Exception) -> JSONResponse:
     return JSONResponse(
         error_body(500, f"internal error; the log has it under request {request_id}"),
         500,
-        headers=service.headers() | {"x-request-id": request_id},
+        headers=service.deployment.default.headers() | {"x-request-id": request_id},
     )
 
 
@@ -94,18 +87,19 @@ def _add_generation(app: FastAPI, service: Service) -> None:
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        """The served model, with its digest and the gate's decision."""
-        return {"object": "list", "data": [_model(service)]}
+        """The served models, each with its digest and the gate's decision."""
+        deployment = service.deployment
+        data = [_describe(model, deployment.since) for model in deployment.models.values()]
+        return {"object": "list", "data": data}
 
     @app.get("/v1/models/{name:path}")
     async def model(name: str) -> dict[str, Any]:
-        """The served model by name."""
-        service.check_model(name)
-        return _model(service)
+        """A served model by name."""
+        return _describe(service.find(name), service.deployment.since)
 
 
-def _model(service: Service) -> dict[str, Any]:
-    card = service.card
+def _describe(model: Model, since: int) -> dict[str, Any]:
+    card = model.card
     decision = card.decision
     gate: dict[str, Any] = {"verdict": UNGATED}
     if decision is not None:
@@ -118,13 +112,13 @@ def _model(service: Service) -> dict[str, Any]:
     return {
         "id": card.name,
         "object": "model",
-        "created": service.started,
+        "created": since,
         "owned_by": "thinkgate",
-        "max_model_len": service.engine.context_length,
+        "max_model_len": model.engine.context_length,
         "digest": card.digest,
         "gate": gate,
         "reasoning_tags": [card.tags.open, card.tags.close],
-        "sampling_defaults": service.sampling_defaults(),
+        "sampling_defaults": model.sampling_defaults(),
     }
 
 
@@ -132,21 +126,21 @@ def _add_tokenizer(app: FastAPI, service: Service) -> None:
     @app.post("/tokenize")
     async def tokenize(body: TokenizeRequest) -> dict[str, Any]:
         """Token ids of a conversation, chat template applied, or of plain text."""
-        service.check_model(body.model)
+        model = await service.bind(body.model)
         if body.messages is not None:
-            ids = (await service.render(body.messages, body.chat_template_kwargs)).ids
+            ids = (await model.render(body.messages, body.chat_template_kwargs)).ids
         else:
-            ids = await service.encode(body.prompt or "", body.add_special_tokens)
-        result = {"count": len(ids), "max_model_len": service.engine.context_length, "tokens": ids}
+            ids = await model.encode(body.prompt or "", body.add_special_tokens)
+        result = {"count": len(ids), "max_model_len": model.engine.context_length, "tokens": ids}
         if body.return_token_strs:
-            result["token_strs"] = service.engine.tokenizer.convert_ids_to_tokens(ids)
+            result["token_strs"] = model.engine.tokenizer.convert_ids_to_tokens(ids)
         return result
 
     @app.post("/detokenize")
     async def detokenize(body: DetokenizeRequest) -> dict[str, Any]:
         """Text of token ids, special tokens kept."""
-        service.check_model(body.model)
-        return {"prompt": await service.decode(body.tokens)}
+        model = await service.bind(body.model)
+        return {"prompt": await model.decode(body.tokens)}
 
 
 def _add_operations(app: FastAPI, service: Service) -> None:
@@ -160,7 +154,7 @@ def _add_operations(app: FastAPI, service: Service) -> None:
         """200 when requests are taken and the engine answers, else 503."""
         if service.limiter.draining:
             return JSONResponse({"status": "shutting down"}, 503)
-        if await service.engine.ready():
+        if await service.deployment.engine.ready():
             return JSONResponse({"status": "ready"})
         return JSONResponse({"status": "the engine does not answer"}, 503)
 

@@ -40,6 +40,14 @@ class Card:
         """For the response header: the verdict, and the decision's id when there is one."""
         return f"{self.decision.verdict} {self.decision.id}" if self.decision else UNGATED
 
+    def labels(self) -> dict[str, str]:
+        """For the log and the metrics."""
+        return {
+            "model": self.name,
+            "digest": self.digest or "",
+            "decision": self.decision.id if self.decision else UNGATED,
+        }
+
     def describe(self) -> str:
         """For people: name, digest, gate."""
         digest = f"{self.digest[:8]}…" if self.digest else "unknown"

@@ -21,6 +21,7 @@ from thinkgate.format import Channel, SplitStatus
 from thinkgate_serve.engine import Constraint, RequestRefused, TokenLogprob
 from thinkgate_serve.failures import ApiError
 from thinkgate_serve.generation import Choice, Piece, Plan, Thinking
+from thinkgate_serve.model import Model
 from thinkgate_serve.phases import EFFORTS, Phased, bounded
 from thinkgate_serve.protocol import ChatRequest, ResponseFormat
 from thinkgate_serve.service import Service
@@ -32,13 +33,13 @@ __all__ = ["chat_completion"]
 async def chat_completion(service: Service, request: ChatRequest, http: Request) -> Response:
     """Answer one chat request."""
     begun = time.perf_counter()
-    service.check_model(request.model)
-    constraint = await asyncio.to_thread(_constraint, service, request.response_format)
+    model = await service.bind(request.model)
+    constraint = await asyncio.to_thread(_constraint, model, request.response_format)
     kwargs = dict(request.chat_template_kwargs or {})
     if request.reasoning_effort == "none":
         kwargs.setdefault("enable_thinking", False)
-    prompt = await service.render(request.messages, kwargs)
-    plan = service.plan(
+    prompt = await model.render(request.messages, kwargs)
+    plan = model.plan(
         request,
         prompt,
         request.limit,
@@ -46,26 +47,26 @@ async def chat_completion(service: Service, request: ChatRequest, http: Request)
         stop_in_reasoning=request.stop_in_reasoning,
         constraint=constraint,
     )
-    plan = replace(plan, thinking_budget=_budget(service, request, plan.sampling.max_tokens))
-    decode = service.engine.tokenizer.decode
+    plan = replace(plan, thinking_budget=_budget(model, request, plan.sampling.max_tokens))
+    decode = model.engine.tokenizer.decode
     kind = Phased if plan.phased else Thinking
     choices = [kind(index, plan, decode) for index in range(request.n or 1)]
     request_id: str = http.state.request_id
-    writer = ChatWriter(service, request, plan, choices, f"chatcmpl-{request_id}")
-    events = service.run(plan, choices, writer.id, begun)
+    writer = ChatWriter(service, model, request, plan, choices, f"chatcmpl-{request_id}")
+    events = service.run(model, plan, choices, writer.id, begun)
     return await respond(http, events, writer, request.stream)
 
 
-def _budget(service: Service, request: ChatRequest, room: int) -> int | None:
+def _budget(model: Model, request: ChatRequest, room: int) -> int | None:
     budget = request.thinking_budget
     if request.reasoning_effort is not None:
         budget = int(EFFORTS[request.reasoning_effort] * room)
     if budget is None:
         return None
-    return bounded(budget, room, len(service.closings[1].ids))
+    return bounded(budget, room, len(model.closings[1].ids))
 
 
-def _constraint(service: Service, wanted: ResponseFormat | None) -> Constraint | None:
+def _constraint(model: Model, wanted: ResponseFormat | None) -> Constraint | None:
     """The shape of the answer; ApiError 400 for a schema that is none, or that vLLM cannot keep."""
     if wanted is None or wanted.type == "text":
         return None
@@ -80,7 +81,7 @@ def _constraint(service: Service, wanted: ResponseFormat | None) -> Constraint |
     constraint = Constraint(schema)
     try:
         Draft202012Validator.check_schema(schema)
-        service.engine.check_constraint(constraint)
+        model.engine.check_constraint(constraint)
     except (SchemaError, RequestRefused) as error:
         reason = error.message if isinstance(error, SchemaError) else str(error)
         raise ApiError(
@@ -99,6 +100,7 @@ class ChatWriter:
     def __init__(
         self,
         service: Service,
+        model: Model,
         request: ChatRequest,
         plan: Plan,
         choices: Sequence[Thinking],
@@ -106,7 +108,7 @@ class ChatWriter:
     ) -> None:
         self.id = identity
         self._created = int(time.time())
-        self._model = service.card.name
+        self._model = model.name
         self._choices = choices
         self._prompt_tokens = len(plan.prompt_ids)
         self._keys = service.settings.reasoning_field.keys

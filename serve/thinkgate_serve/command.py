@@ -127,10 +127,10 @@ def run(args: argparse.Namespace) -> int:
         if (code := stopped()) is not None:
             return code
         from thinkgate_serve.app import create_app
+        from thinkgate_serve.model import Deployment
 
         server = make_server(
-            create_app(engine, card, settings),
-            engine,
+            create_app(Deployment(engine, card), settings),
             announce=lambda: _announce(card, chosen.host, sock.getsockname()[1]),
             drain_seconds=chosen.drain,
         )

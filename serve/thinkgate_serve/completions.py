@@ -14,8 +14,9 @@ from starlette.responses import Response
 
 from thinkgate_serve.failures import ApiError
 from thinkgate_serve.generation import Choice, Piece, Plan, Raw
+from thinkgate_serve.model import Model, Prompt
 from thinkgate_serve.protocol import CompletionRequest
-from thinkgate_serve.service import Prompt, Service
+from thinkgate_serve.service import Service
 from thinkgate_serve.wire import Events, dumps, respond, usage
 
 __all__ = ["completion"]
@@ -27,41 +28,45 @@ DEFAULT_MAX_TOKENS = 16
 async def completion(service: Service, request: CompletionRequest, http: Request) -> Response:
     """Answer one completion request; several prompts give `n` choices each, in order."""
     begun = time.perf_counter()
-    service.check_model(request.model)
-    plans = await _plans(service, request)
+    model = await service.bind(request.model)
+    plans = await _plans(model, request)
     n = request.n or 1
     groups = [
         (plan, [Raw(index, plan) for index in range(at * n, (at + 1) * n)])
         for at, plan in enumerate(plans)
     ]
     request_id: str = http.state.request_id
-    writer = CompletionWriter(service, request, groups, f"cmpl-{request_id}")
-    events = _run_all(service, groups, writer.id, begun)
+    writer = CompletionWriter(model, request, groups, f"cmpl-{request_id}")
+    events = _run_all(service, model, groups, writer.id, begun)
     return await respond(http, events, writer, request.stream)
 
 
-async def _plans(service: Service, request: CompletionRequest) -> list[Plan]:
+async def _plans(model: Model, request: CompletionRequest) -> list[Plan]:
     limit = DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens
     given = request.prompt
     prompts: list[Any] = [given] if isinstance(given, str) or isinstance(given[0], int) else given  # pyright: ignore[reportAssignmentType]
     plans: list[Plan] = []
-    vocabulary = len(service.engine.tokenizer)
+    vocabulary = len(model.engine.tokenizer)
     for prompt in prompts:
-        ids = await service.encode(prompt, True) if isinstance(prompt, str) else prompt
+        ids = await model.encode(prompt, True) if isinstance(prompt, str) else prompt
         if not ids or not all(0 <= token < vocabulary for token in ids):
             raise ApiError(
                 400, f"the prompt has no tokens, or one outside 0..{vocabulary - 1}", param="prompt"
             )
-        plans.append(service.plan(request, Prompt(ids, False), limit, request.logprobs))
+        plans.append(model.plan(request, Prompt(ids, False), limit, request.logprobs))
     return plans
 
 
 async def _run_all(
-    service: Service, groups: Sequence[tuple[Plan, Sequence[Raw]]], request_id: str, begun: float
+    service: Service,
+    model: Model,
+    groups: Sequence[tuple[Plan, Sequence[Raw]]],
+    request_id: str,
+    begun: float,
 ) -> Events:
     """Prompts one after another, so that a long list holds only its own place in the engine."""
     for at, (plan, choices) in enumerate(groups):
-        run = service.run(plan, choices, f"{request_id}-{at}", begun)
+        run = service.run(model, plan, choices, f"{request_id}-{at}", begun)
         async with aclosing(run):
             async for event in run:
                 yield event
@@ -72,14 +77,14 @@ class CompletionWriter:
 
     def __init__(
         self,
-        service: Service,
+        model: Model,
         request: CompletionRequest,
         groups: Sequence[tuple[Plan, Sequence[Raw]]],
         identity: str,
     ) -> None:
         self.id = identity
         self._created = int(time.time())
-        self._model = service.card.name
+        self._model = model.name
         self._choices = [choice for _, choices in groups for choice in choices]
         self._prompt_tokens = sum(len(plan.prompt_ids) for plan, _ in groups)
         self._with_usage = request.include_usage

@@ -14,6 +14,7 @@ from enum import StrEnum
 from typing import Any, TextIO
 
 from thinkgate_serve.limits import Admission
+from thinkgate_serve.model import Model
 
 __all__ = ["EXCHANGE", "Exchange", "LogFormat", "RequestLog"]
 
@@ -47,6 +48,8 @@ class Exchange:
     body: bytearray | None = None
     """What was sent, kept only to be logged."""
     admission: Admission | None = None
+    model: Model | None = None
+    """The model that answers."""
     deadline: float | None = None
     """By the event loop's clock."""
 
@@ -54,6 +57,17 @@ class Exchange:
     def tokens(self) -> int:
         """All tokens, prompt and completions."""
         return self.prompt_tokens + self.reasoning_tokens + self.answer_tokens
+
+    def bind(self, model: Model) -> None:
+        """`model` answers, and is in use until `release`."""
+        self.release()
+        self.model = model
+        model.in_flight += 1
+
+    def release(self) -> None:
+        """The request is over."""
+        if self.model is not None:
+            self.model.in_flight -= 1
 
 
 EXCHANGE: ContextVar[Exchange | None] = ContextVar("EXCHANGE", default=None)
@@ -87,6 +101,8 @@ def _entry(exchange: Exchange) -> dict[str, Any]:
     }
     if exchange.key is not None:
         entry["key"] = exchange.key
+    if exchange.model is not None:
+        entry |= exchange.model.card.labels()
     if exchange.tokens:
         entry |= {
             "prompt_tokens": exchange.prompt_tokens,

@@ -1,7 +1,7 @@
 """Prometheus metrics of one server. Owns their names; counts nothing by itself.
 
-Labels take values from lists known at the start (paths, statuses, reasons, names of keys), never
-from requests: the number of series is bounded.
+Labels take values from lists the operator knows (paths, statuses, reasons, names of keys, deployed
+models), never from requests: the number of series is bounded.
 """
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -21,6 +21,10 @@ class Metrics:
         self.requests = self._counter(
             "requests", "HTTP requests by path and status; 499 is a client that went away.",
             "path", "status",
+        )  # fmt: skip
+        self.model_requests = self._counter(
+            "model_requests", "Requests by the model that answered: its digest and gate decision.",
+            "model", "digest", "decision",
         )  # fmt: skip
         self.key_requests = self._counter(
             "key_requests", "Generation requests taken, by the name of the API key.", "key"

@@ -110,13 +110,12 @@ class Envelope:
         return JSONResponse(body, 401, headers={"www-authenticate": "Bearer"})
 
     def _with_headers(self, exchange: Exchange, send: Send) -> Send:
-        extra = self._service.headers() | {"x-request-id": exchange.request_id}
-
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 exchange.status = message["status"]
                 found = MutableHeaders(scope=message)
-                found.update(extra)
+                model = exchange.model or self._service.deployment.default
+                found.update(model.headers() | {"x-request-id": exchange.request_id})
                 if exchange.admission is not None:
                     found.update(self._service.limiter.headers(exchange.admission))
                 if exchange.status == TIMED_OUT:
@@ -128,6 +127,9 @@ class Envelope:
 
     def _finish(self, exchange: Exchange) -> None:
         service = self._service
+        if exchange.model is not None:
+            exchange.release()
+            service.metrics.model_requests.labels(**exchange.model.card.labels()).inc()
         if exchange.admission is not None:
             service.limiter.release(exchange.admission)
             service.limiter.used(exchange.admission, exchange.tokens)

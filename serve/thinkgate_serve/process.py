@@ -17,8 +17,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from thinkgate.errors import ServerError
-from thinkgate_serve.engine import Engine
-from thinkgate_serve.limits import Limiter
+from thinkgate_serve.service import Service
 
 __all__ = [
     "ENGINE_DIED",
@@ -93,14 +92,12 @@ def end_with_stdin() -> None:
     threading.Thread(target=watch, name="stdin", daemon=True).start()
 
 
-def make_server(
-    app: FastAPI, engine: Engine, *, announce: Callable[[], None], drain_seconds: int
-) -> "Server":
+def make_server(app: FastAPI, *, announce: Callable[[], None], drain_seconds: int) -> "Server":
     """A server of `app`, not yet running; it calls `announce` once it accepts."""
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, ws="none", server_header=False
     )
-    return Server(config, engine, announce, app.state.service.limiter, drain_seconds)
+    return Server(config, app.state.service, announce, drain_seconds)
 
 
 def serve(server: "Server", sock: socket.socket) -> int:
@@ -121,16 +118,15 @@ class Server(uvicorn.Server):
     def __init__(
         self,
         config: uvicorn.Config,
-        engine: Engine,
+        service: Service,
         announce: Callable[[], None],
-        limiter: Limiter,
         drain_seconds: int,
     ) -> None:
         super().__init__(config)
         self.engine_died = False
-        self._engine = engine
+        self._service = service
         self._announce = announce
-        self._limiter = limiter
+        self._limiter = service.limiter
         self._drain_seconds = drain_seconds
         self._watching: asyncio.Task[None] | None = None
 
@@ -160,13 +156,13 @@ class Server(uvicorn.Server):
         """Until the engine is dead, or draining is done or has taken too long."""
         loop = asyncio.get_running_loop()
         until: float | None = None
-        while not self._engine.dead:
+        while not self._service.deployment.engine.dead:
             if self._limiter.draining:
                 until = loop.time() + self._drain_seconds if until is None else until
                 if self._limiter.in_flight == 0 or loop.time() >= until:
                     break
             await asyncio.sleep(WATCH_SECONDS)
-        self.engine_died = self._engine.dead
+        self.engine_died = self._service.deployment.engine.dead
         self._limiter.draining = True
         left = 0 if until is None else math.ceil(until - loop.time())
         self.config.timeout_graceful_shutdown = max(1, left)

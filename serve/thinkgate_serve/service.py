@@ -1,38 +1,26 @@
-"""What every endpoint needs: the loaded model, its card, and turning requests into plans.
+"""What all requests share: which models are served, limits, metrics, the log.
 
-Owns defaults (request, then card, then model), context-length arithmetic, and translating what the
-engine says into API errors. It does not know response formats.
+Owns binding a request to a model, running its plan measured, and translating what the engine says
+into API errors. It does not know response formats, nor how a model plans a request (`model.py`).
 """
 
-import asyncio
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
 
-from thinkgate.errors import ConfigError
-from thinkgate.format import Channel, SplitStatus, prefilled_by
+from thinkgate.format import Channel, SplitStatus
 from thinkgate_serve.auth import Keyring
-from thinkgate_serve.card import Card
-from thinkgate_serve.engine import Engine, EngineDead, RequestRefused, Sampling
+from thinkgate_serve.engine import EngineDead, RequestRefused
 from thinkgate_serve.failures import ApiError
-from thinkgate_serve.generation import Choice, Closing, Piece, Plan, run_choices
+from thinkgate_serve.generation import Choice, Piece, Plan, run_choices
 from thinkgate_serve.limits import Limiter
 from thinkgate_serve.logs import EXCHANGE, LogFormat, RequestLog
 from thinkgate_serve.metrics import Metrics
-from thinkgate_serve.protocol import Generate, Message
+from thinkgate_serve.model import Deployment, Model
 
-__all__ = ["Prompt", "ReasoningField", "Service", "Settings"]
-
-SAMPLING_FIELDS = {field.name for field in fields(Sampling)} - {
-    "max_tokens",
-    "logit_bias",
-    "logprobs",
-    "constraint",
-}
+__all__ = ["ReasoningField", "Service", "Settings"]
 
 
 class ReasoningField(StrEnum):
@@ -65,120 +53,45 @@ class Settings:
     log_prompts: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """A rendered conversation."""
-
-    ids: list[int]
-    prefilled: bool
-
-
 class Service:
-    """One model being served."""
+    """The models being served, and what all requests share."""
 
-    def __init__(self, engine: Engine, card: Card, settings: Settings) -> None:
-        self.engine = engine
-        self.card = card
+    def __init__(self, deployment: Deployment, settings: Settings) -> None:
+        self.deployment = deployment
+        """The one new requests go to."""
         self.settings = settings
         self.keyring = settings.keyring
         self.limiter = Limiter(settings.max_queue)
         self.log = RequestLog(settings.log_format)
         self.metrics = Metrics()
         self.metrics.waiting.set_function(lambda: self.limiter.waiting)
-        self.started = int(time.time())
-        # One thread: fast tokenizers fail when two threads change their settings at once.
-        self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="tokenize")
-        tag = card.tags.close
-        self.closings = self._closing(tag), self._closing(f"\n{tag}\n\n")
 
-    def headers(self) -> dict[str, str]:
-        """Headers of every response: which bytes answered, and who vouched for them."""
-        headers = {"x-thinkgate-gate": self.card.gate}
-        if self.card.digest:
-            headers["x-thinkgate-model-digest"] = self.card.digest
-        return headers
-
-    def sampling_defaults(self) -> dict[str, Any]:
-        """What a request gets where it sets nothing: the card's values before the model's."""
-        merged = {**self.engine.sampling_defaults, **self.card.sampling}
-        return {key: value for key, value in merged.items() if key in SAMPLING_FIELDS}
-
-    def close(self) -> None:
-        """Stop the tokenizer thread; the engine belongs to whoever made it."""
-        self._tokenizing.shutdown(wait=False, cancel_futures=True)
-
-    def check_model(self, name: str | None) -> None:
-        """ApiError 404 when the request names another model."""
-        if name is not None and name != self.card.name:
+    def find(self, name: str | None) -> Model:
+        """The model of that name now, the default one for None; ApiError 404 for another's."""
+        models = self.deployment.models
+        if name is None:
+            return self.deployment.default
+        if name not in models:
+            known = ", ".join(f"'{known}'" for known in models)
             raise ApiError(
                 404,
-                f"the model '{name}' is not served here; this is '{self.card.name}'",
+                f"the model '{name}' is not served here; this server has {known}",
                 param="model",
                 code="model_not_found",
             )
+        return models[name]
 
-    async def render(
-        self, messages: Sequence[Message], template_kwargs: Mapping[str, Any] | None
-    ) -> Prompt:
-        """The prompt of a conversation, by the model's own chat template."""
-        turns = [message.for_template() for message in messages]
-        kwargs = dict(template_kwargs or {})
-        if reserved := RESERVED.intersection(kwargs):
-            raise ApiError(
-                400,
-                f"chat_template_kwargs may not set '{min(reserved)}'",
-                param="chat_template_kwargs",
-            )
-        return await self._off_loop(self._render, turns, kwargs)
-
-    async def encode(self, text: str, add_special_tokens: bool) -> list[int]:
-        """Token ids of plain text."""
-        return await self._off_loop(self._encode, text, add_special_tokens)
-
-    async def decode(self, ids: list[int]) -> str:
-        """Text of token ids; ApiError 400 for ids outside the vocabulary."""
-        vocabulary = len(self.engine.tokenizer)
-        if ids and max(ids) >= vocabulary:
-            raise ApiError(400, f"token {max(ids)} is outside 0..{vocabulary - 1}", param="tokens")
-        return await self._off_loop(self.engine.tokenizer.decode, ids)
-
-    def plan(
-        self,
-        request: Generate,
-        prompt: Prompt,
-        limit: int | None,
-        logprobs: int | None = None,
-        **more: Any,
-    ) -> Plan:
-        """What to generate; ApiError 400 when prompt and completion do not fit the context."""
-        context, used = self.engine.context_length, len(prompt.ids)
-        room = context - used
-        if room < 1:
-            raise _too_long(f"the prompt has {used} tokens, the context {context}", None)
-        if limit is not None and limit > room:
-            raise _too_long(
-                f"the prompt has {used} tokens and max_tokens is {limit}, together more than the "
-                f"context of {context}",
-                "max_tokens",
-            )
-        if (request.min_tokens or 0) > (limit or room):
-            raise ApiError(
-                400,
-                f"min_tokens is {request.min_tokens}, more than the {limit or room} tokens allowed",
-                param="min_tokens",
-            )
-        return Plan(
-            prompt_ids=prompt.ids,
-            sampling=replace(self._sampling(request, limit or room), logprobs=logprobs),
-            closings=self.closings,
-            stops=request.stops,
-            prefilled=prompt.prefilled,
-            tags=self.card.tags,
-            **more,
-        )
+    async def bind(self, name: str | None) -> Model:
+        """`find`, for the whole of the current request: its engine stays until the request ends,
+        and the response's headers, the log and the metrics say that this model answered."""
+        model = self.find(name)
+        exchange = EXCHANGE.get()
+        if exchange is not None:
+            exchange.bind(model)
+        return model
 
     async def run(
-        self, plan: Plan, choices: Sequence[Choice], request_id: str, begun: float
+        self, model: Model, plan: Plan, choices: Sequence[Choice], request_id: str, begun: float
     ) -> AsyncGenerator[tuple[Choice, Sequence[Piece]], None]:
         """`run_choices`, measured, with the engine's failures as ApiErrors.
 
@@ -188,7 +101,7 @@ class Service:
         first_at: float | None = None
         self.metrics.running.inc()
         try:
-            async with aclosing(run_choices(self.engine, plan, choices, request_id)) as events:
+            async with aclosing(run_choices(model.engine, plan, choices, request_id)) as events:
                 async for choice, pieces in events:
                     if len(seen) < 2:
                         after = time.perf_counter() - begun
@@ -241,66 +154,3 @@ class Service:
             exchange.reasoning_tokens += reasoning
             exchange.answer_tokens += answer
             exchange.finish += endings
-
-    def _sampling(self, request: Generate, max_tokens: int) -> Sampling:
-        chosen = self.sampling_defaults()
-        for name in SAMPLING_FIELDS:
-            value = getattr(request, name)
-            if value is not None:
-                chosen[name] = value
-        chosen["top_k"] = max(0, chosen.get("top_k", 0))
-        bias = None
-        if request.logit_bias:
-            bias = {int(token): value for token, value in request.logit_bias.items()}
-            vocabulary = len(self.engine.tokenizer)
-            if max(bias) >= vocabulary:
-                raise ApiError(
-                    400,
-                    f"logit_bias names token {max(bias)}, the vocabulary has {vocabulary}",
-                    param="logit_bias",
-                )
-        return Sampling(max_tokens=max_tokens, logit_bias=bias, **chosen)
-
-    def _render(self, turns: list[dict[str, Any]], kwargs: dict[str, Any]) -> Prompt:
-        from jinja2.exceptions import TemplateError
-
-        tokenizer = self.engine.tokenizer
-        try:
-            text = tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=True, **kwargs
-            )
-            prefilled = prefilled_by(tokenizer, turns, self.card.tags, **kwargs)
-        except (TemplateError, ConfigError, ValueError, TypeError) as error:
-            raise ApiError(
-                400, f"the chat template refuses these messages: {error}", param="messages"
-            ) from error
-        return Prompt(self._encode(text, False), prefilled)
-
-    def _closing(self, text: str) -> Closing:
-        return Closing(text, list(self._encode(text, False)))
-
-    def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
-        try:
-            text.encode()  # of a lone surrogate tokenizers say no more than TypeError
-        except UnicodeError as error:
-            raise ApiError(400, "the text holds a lone surrogate, which is not text") from error
-        return self.engine.tokenizer.encode(text, add_special_tokens=add_special_tokens)
-
-    async def _off_loop(self, function: Any, *args: Any) -> Any:
-        """Run tokenizer work beside the event loop, so that long prompts delay no stream."""
-        return await asyncio.get_running_loop().run_in_executor(self._tokenizing, function, *args)
-
-
-RESERVED = {
-    "tokenize",
-    "add_generation_prompt",
-    "continue_final_message",
-    "return_dict",
-    "return_tensors",
-    "chat_template",
-    "conversation",
-}
-
-
-def _too_long(message: str, param: str | None) -> ApiError:
-    return ApiError(400, message, param=param, code="context_length_exceeded")
