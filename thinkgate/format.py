@@ -304,16 +304,30 @@ def prefilled_by(
     tags: Tags = THINK,
     **chat_template_kwargs: Any,
 ) -> bool:
-    """Whether the chat template's generation prompt opens the thought itself.
+    """Whether the chat template's generation prompt opens the thought itself; see `render_prompt`.
+
+    Without `messages` a short question stands for any conversation.
+    """
+    conversation = list(messages or [{"role": "user", "content": "1+1?"}])
+    return render_prompt(tokenizer, conversation, tags, **chat_template_kwargs)[1]
+
+
+def render_prompt(
+    tokenizer: ChatTokenizer,
+    messages: Sequence[Mapping[str, Any]],
+    tags: Tags = THINK,
+    **chat_template_kwargs: Any,
+) -> tuple[str, bool]:
+    """The prompt of a conversation, and whether its end is inside an open thought.
 
     Only what the template adds after the conversation counts: a user who writes `<think>` changes
     nothing. With `continue_final_message=True`, what the assistant has said so far counts.
+    ConfigError when the template cannot be rendered.
     """
-    conversation = list(messages or [{"role": "user", "content": "1+1?"}])
 
-    def render(turns: list[Mapping[str, Any]], **kwargs: Any) -> str:
+    def render(turns: Sequence[Mapping[str, Any]], **kwargs: Any) -> str:
         try:
-            prompt = tokenizer.apply_chat_template(
+            text = tokenizer.apply_chat_template(
                 turns, tokenize=False, **(chat_template_kwargs | kwargs)
             )
         except ValueError as error:
@@ -321,19 +335,22 @@ def prefilled_by(
                 f"The chat template cannot be rendered ({error}), so whether it opens the thought "
                 "is unknown: check the checkpoint's chat_template and the messages."
             ) from error
-        assert isinstance(prompt, str)
-        return prompt
+        assert isinstance(text, str)
+        return text
 
-    if chat_template_kwargs.get("continue_final_message"):
-        prompt = render(conversation)
-        asked = conversation[:-1]
-        before = render(asked, continue_final_message=False) if asked else ""
+    continued = bool(chat_template_kwargs.get("continue_final_message"))
+    prompt = render(messages) if continued else render(messages, add_generation_prompt=True)
+    if prompt.rfind(tags.open) <= prompt.rfind(tags.close):
+        return prompt, False
+    if not continued:
+        before = render(messages, add_generation_prompt=False)
     else:
-        prompt = render(conversation, add_generation_prompt=True)
-        before = render(conversation, add_generation_prompt=False)
-    pairs = enumerate(zip(prompt, before, strict=False))
-    added = next((at for at, (one, other) in pairs if one != other), min(len(prompt), len(before)))
+        asked = messages[:-1]
+        before = render(asked, continue_final_message=False) if asked else ""
+    # How many first characters both have: `startswith` of a prefix is the cheap test.
+    sizes = range(min(len(prompt), len(before)))
+    added = bisect_left(sizes, True, key=lambda size: not before.startswith(prompt[: size + 1]))
     # Both renderings may share the first characters of a tag, as `<` of `<think>` and `<|end|>`.
     opened = prompt.rfind(tags.open, max(0, added - len(tags.open) + 1))
     closed = prompt.rfind(tags.close, max(0, added - len(tags.close) + 1))
-    return opened > closed
+    return prompt, opened > closed

@@ -34,7 +34,9 @@ async def chat_completion(service: Service, request: ChatRequest, http: Request)
     """Answer one chat request."""
     begun = time.perf_counter()
     model = await service.bind(request.model)
-    constraint = await asyncio.to_thread(_constraint, model, request.response_format)
+    constraint = None
+    if request.response_format is not None:  # compiling a schema may take a while
+        constraint = await asyncio.to_thread(_constraint, model, request.response_format)
     kwargs = dict(request.chat_template_kwargs or {})
     if request.reasoning_effort == "none":
         kwargs.setdefault("enable_thinking", False)
@@ -66,9 +68,9 @@ def _budget(model: Model, request: ChatRequest, room: int) -> int | None:
     return bounded(budget, room, len(model.closings[1].ids))
 
 
-def _constraint(model: Model, wanted: ResponseFormat | None) -> Constraint | None:
+def _constraint(model: Model, wanted: ResponseFormat) -> Constraint | None:
     """The shape of the answer; ApiError 400 for a schema that is none, or that vLLM cannot keep."""
-    if wanted is None or wanted.type == "text":
+    if wanted.type == "text":
         return None
     if wanted.type == "json_object":
         return Constraint(None)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from thinkgate.errors import ConfigError
-from thinkgate.format import prefilled_by
+from thinkgate.format import render_prompt
 from thinkgate_serve.card import Card
 from thinkgate_serve.engine import Engine, Sampling
 from thinkgate_serve.failures import ApiError
@@ -152,10 +152,7 @@ class Model:
 
         tokenizer = self.engine.tokenizer
         try:
-            text = tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=True, **kwargs
-            )
-            prefilled = prefilled_by(tokenizer, turns, self.card.tags, **kwargs)
+            text, prefilled = render_prompt(tokenizer, turns, self.card.tags, **kwargs)
         except (TemplateError, ConfigError, ValueError, TypeError) as error:
             raise ApiError(
                 400, f"the chat template refuses these messages: {error}", param="messages"
