@@ -39,6 +39,7 @@ __all__ = [
     "HealthVerdict",
     "Manifest",
     "RuleResult",
+    "SequentialRun",
     "TemplateFingerprint",
     "file_digests",
     "gated",
@@ -149,14 +150,30 @@ class RuleResult(Config):
 
     rule: str
     suite: str
+    """`training` for rules about the model's training."""
     metric: str
     estimate: float | None
     low: float | None
     high: float | None
+    """None with an estimate: the interval has no upper end."""
     n: int
     threshold: float
     verdict: GateVerdict
     why: str
+    more_samples: int | None = None
+    """Where INCONCLUSIVE: further samples of the candidate that would settle it 4 times in 5."""
+
+
+class SequentialRun(Config):
+    """How a sample was drawn that was looked at as it grew, and what stopping early saved."""
+
+    order_seed: int
+    """Of the random order in which problems are asked."""
+    looks: int
+    planned: int
+    """Samples, of both models, if nothing had stopped it earlier."""
+    used: int
+    """Samples the decision rests on."""
 
 
 class Decision(Config):
@@ -175,6 +192,8 @@ class Decision(Config):
     suites: dict[str, str]
     """Suite name to the fingerprint of prompt, sampling and problems."""
     rules: tuple[RuleResult, ...]
+    sequential: SequentialRun | None = None
+    """None where the size of the sample was settled before."""
     created: str
 
 

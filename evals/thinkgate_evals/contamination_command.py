@@ -28,7 +28,7 @@ from thinkgate.console import console, printable, progress
 from thinkgate.contamination import FOUND, Kind, Overlap, overlaps
 from thinkgate.errors import ConfigError, DataError
 from thinkgate.records import open_output, read_records, write_row
-from thinkgate_evals.gate import seen_problems
+from thinkgate_evals.evidence import seen_problems
 from thinkgate_evals.measure import naming_files
 from thinkgate_evals.suites import LoadedSuite, load_suite
 

@@ -3,6 +3,7 @@
 thinkgate gate runs/quickstart/grpo --policy quickstart --against runs/quickstart/base
 thinkgate gate runs/qwen/grpo --against production
 thinkgate gate runs/qwen/grpo --policy my-policy.yaml --data-dir data --limit 200
+thinkgate gate runs/qwen/grpo --against production --sequential
 thinkgate gate --records candidate.jsonl --against base.jsonl --policy mine.yaml --out gate
 
 Suites without records are measured first, on both sides, by the same code as 'thinkgate eval'.
@@ -13,8 +14,6 @@ decision is PASS can be promoted and served.
 """
 
 import argparse
-import hashlib
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from thinkgate.checkpoint import DECISION, SEEN, Checkpoint, Decision, GateVerdict, write_atomic
+from thinkgate.checkpoint import DECISION, Checkpoint, Decision, GateVerdict, write_atomic
 from thinkgate.console import console, printable
 from thinkgate.errors import ConfigError, DataError
 from thinkgate_evals.eval_command import (
@@ -31,9 +30,9 @@ from thinkgate_evals.eval_command import (
     show_plan,
     warn_of_copies,
 )
-from thinkgate_evals.gate import Evidence, decide
+from thinkgate_evals.evidence import evidence_of, evidence_of_records
+from thinkgate_evals.gate import decide
 from thinkgate_evals.measure import (
-    Measurement,
     Options,
     find_checkpoint,
     measure_checkpoint,
@@ -47,8 +46,9 @@ from thinkgate_evals.record_sets import RecordSet, find_record_sets
 from thinkgate_evals.records import Record, read_records
 from thinkgate_evals.results import Result, Results, run_of, run_of_set
 from thinkgate_evals.second_grader import grader_name
-from thinkgate_evals.suites import LoadedSuite, load_suite
-from thinkgate_evals.wording import asked_text, estimate_text
+from thinkgate_evals.sequential import gate_in_looks
+from thinkgate_evals.suites import changed_keys, load_suite
+from thinkgate_evals.wording import asked_text, estimate_text, saved_text
 
 __all__ = ["add_arguments", "gate", "gate_records", "run", "show_decision"]
 
@@ -71,6 +71,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="judge these records instead of a checkpoint: a file, or a folder of SUITE.jsonl",
     )
     parser.add_argument(
+        "--sequential",
+        action="store_true",
+        help="ask the problems in random order, and stop as soon as every rule is decided",
+    )
+    parser.add_argument(
+        "--order-seed", type=int, default=0, help="of --sequential's order; default: 0"
+    )
+    parser.add_argument(
         "--out", type=Path, help="with --records: folder for the decision and the reports"
     )
     add_measuring_arguments(parser)
@@ -83,12 +91,14 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("name one candidate: a checkpoint folder, or records with --records")
     if args.out is not None and args.records is None:
         raise ConfigError("--out is for --records; a checkpoint's decision goes into its folder")
+    if args.records is not None and args.sequential:
+        raise ConfigError("--sequential stops asking early, and --records only decides")
     if args.records is not None and args.second_grader is not None:
         raise ConfigError(
             "--second-grader measures, and --records only decides; the records say what a second "
             "grader said"
         )
-    if policy.compares() and args.against is None:
+    if policy.comparative() and args.against is None:
         raise ConfigError(
             f"policy '{policy.name}' compares with an incumbent; name one with --against, for "
             "example 'production' or the checkpoint it was trained from"
@@ -109,7 +119,14 @@ def run(args: argparse.Namespace) -> int:
                         "the policy"
                     )
                 chosen = replace(chosen, second_grader=policy.second_grader)
-            decision = gate(policy, candidate, incumbent, chosen, data_dir=args.data_dir)
+            decision = gate(
+                policy,
+                candidate,
+                incumbent,
+                chosen,
+                data_dir=args.data_dir,
+                order_seed=args.order_seed if args.sequential else None,
+            )
             page = candidate.meta("report.html")
     show_decision(decision)
     if page is not None:
@@ -124,22 +141,31 @@ def gate(
     chosen: Options,
     *,
     data_dir: Path | None = None,
+    order_seed: int | None = None,
 ) -> Decision:
     """Measure what is missing, decide, and write the reports and then `decision.json`.
 
-    The decision comes last: if anything before it fails there is none, and nothing is promoted.
+    With `order_seed` in a random order, and no more than it takes. The decision comes last, and
+    one that was there goes first: if anything fails between there is none, and nothing is promoted.
     """
-    suites = {name: load_suite(name, data_dir=data_dir) for name in policy.suites()}
+    _require_same_template(policy, candidate, incumbent)
+    suites = {
+        name: replace(load_suite(name, data_dir=data_dir), order_seed=order_seed)
+        for name in policy.suites()
+    }
     for loaded in suites.values():
         show_plan(plan_lines(loaded, chosen.limit, policy, _known(incumbent, loaded.name)))
-    ours = measure_checkpoint(candidate, suites.values(), chosen)
-    theirs = measure_checkpoint(incumbent, suites.values(), chosen) if incumbent else []
+    if order_seed is None:
+        ours = measure_checkpoint(candidate, suites.values(), chosen)
+        theirs = measure_checkpoint(incumbent, suites.values(), chosen) if incumbent else []
+        decision = decide(
+            policy,
+            evidence_of(candidate, suites, ours),
+            evidence_of(incumbent, suites, theirs) if incumbent else None,
+        )
+    else:
+        ours, theirs, decision = gate_in_looks(policy, candidate, incumbent, suites, chosen)
     warn_of_copies([*ours, *theirs])
-    decision = decide(
-        policy,
-        _evidence(candidate, suites, ours),
-        _evidence(incumbent, suites, theirs) if incumbent else None,
-    ).model_copy(update={"template": candidate.manifest.template.digest})
     bases = [run_of(m, incumbent.path.name) for m in theirs] if incumbent else [None] * len(ours)
     results = Results(
         suites=[
@@ -150,6 +176,7 @@ def gate(
         training_log=candidate.meta("metrics.jsonl"),
         facts=_facts(policy, candidate, incumbent),
     )
+    candidate.meta(DECISION).unlink(missing_ok=True)
     write_outputs(candidate.meta(), results)
     write_atomic(candidate.meta(DECISION), decision.model_dump_json(indent=2) + "\n")
     return decision
@@ -164,7 +191,9 @@ def gate_records(
     """
     ours = _record_sets(policy, candidate, "candidate")
     theirs = _record_sets(policy, incumbent, "incumbent") if incumbent else None
-    decision = decide(policy, _of_records(ours), _of_records(theirs) if theirs else None)
+    decision = decide(
+        policy, evidence_of_records(ours), evidence_of_records(theirs) if theirs else None
+    )
     if out is None:
         return decision, None
     suites = [
@@ -194,6 +223,8 @@ def show_decision(decision: Decision) -> None:
         )
     console.print(table)
     colour = COLOURS[decision.verdict]
+    if (run := decision.sequential) is not None:
+        console.print(saved_text(run), markup=False)
     console.print(
         f"[bold {colour}]{decision.verdict.upper()}[/]  policy {escape(decision.policy)}, decision "
         f"{decision.id}, model {escape(decision.candidate.removeprefix('records:')[:12])}"
@@ -217,35 +248,29 @@ def _record_sets(policy: Policy, path: Path, side: str) -> dict[str, RecordSet]:
     return {suite: found[suite] for suite in wanted}
 
 
-def _of_records(sets: Mapping[str, RecordSet]) -> Evidence:
-    digests = sorted({found.digest for found in sets.values()})
-    joined = hashlib.sha256(" ".join(digests).encode()).hexdigest()
-    return Evidence(
-        digest=digests[0] if len(digests) == 1 else f"records:{joined}",
-        suites={},
-        records={suite: found.records for suite, found in sets.items()},
-        fingerprints={s: f.header.fingerprint for s, f in sets.items() if f.header is not None},
-    )
-
-
 def _known(incumbent: Checkpoint | None, suite: str) -> list[Record]:
     """What an earlier measurement of the incumbent left: its skill decides what can be found."""
     path = records_path(incumbent.path, suite) if incumbent else None
     return read_records(path) if path is not None and path.is_file() else []
 
 
-def _evidence(
-    checkpoint: Checkpoint, suites: Mapping[str, LoadedSuite], measured: Sequence[Measurement]
-) -> Evidence:
-    seen = checkpoint.seen_prompts()
-    # An empty list is what a deleted or emptied file leaves, not what training leaves.
-    recorded = bool(seen) or (not checkpoint.manifest.data and checkpoint.meta(SEEN).is_file())
-    return Evidence(
-        digest=checkpoint.digest,
-        suites=suites,
-        records={m.loaded.name: m.records for m in measured},
-        seen_prompts=seen if recorded else None,
+def _require_same_template(
+    policy: Policy, candidate: Checkpoint, incumbent: Checkpoint | None
+) -> None:
+    """ConfigError where the two are not asked alike, before anything is measured."""
+    if incumbent is None or not policy.comparative() or policy.template_change == "allow":
+        return
+    # Their own sampling defaults do not count: the suite says how answers are drawn.
+    theirs, ours = (
+        side.manifest.template.model_dump(exclude={"sampling"}) for side in (incumbent, candidate)
     )
+    changed = changed_keys(theirs, ours)
+    if changed:
+        raise ConfigError(
+            f"{candidate.path} and the incumbent {incumbent.path} differ in {', '.join(changed)}, "
+            "so a difference between them need not come from the weights; train with the "
+            f"incumbent's, or set 'template_change: allow' in policy '{policy.name}'"
+        )
 
 
 def _facts(policy: Policy, candidate: Checkpoint, incumbent: Checkpoint | None) -> dict[str, str]:

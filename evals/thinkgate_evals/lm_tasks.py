@@ -321,7 +321,7 @@ def task_suite(
         samples=count,
     )
     documents = {number: problem.id for number, problem in problems.items()}
-    return TaskSuite(suite, tuple(problems.values()), _facts(task, settings)), documents
+    return TaskSuite(suite, tuple(problems.values()), facts=_facts(task, settings)), documents
 
 
 def until(task: Any) -> list[str]:

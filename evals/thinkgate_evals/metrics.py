@@ -25,9 +25,12 @@ __all__ = [
     "Spread",
     "Summary",
     "correct_counts",
+    "cost_by_problem",
     "counts_by_problem",
+    "counts_of",
     "interval_of",
     "summarise",
+    "tokens_by_problem",
 ]
 
 
@@ -179,6 +182,32 @@ def counts_by_problem(records: Iterable[Record]) -> dict[str, tuple[int, int]]:
     return {p: (sum(a), len(a)) for p, a in _by_problem(records, _accuracy).items()}
 
 
+def tokens_by_problem(records: Iterable[Record]) -> list[list[int]] | None:
+    """Tokens of the thought of each sample, by problem; None where one is not counted."""
+    found: defaultdict[str, list[int]] = defaultdict(list)
+    for record in records:
+        if record.status is None and record.error is not None:
+            continue
+        if record.reasoning_tokens is None:
+            return None
+        found[record.problem_id].append(record.reasoning_tokens)
+    return list(found.values())
+
+
+def cost_by_problem(records: Iterable[Record]) -> list[tuple[float, float]] | None:
+    """(tokens, share right) of each problem's graded samples, on average; None where tokens are
+    not counted."""
+    found: list[tuple[float, float]] = []
+    for each in by_problem(records).values():
+        spent = [(r.reasoning_tokens, r.answer_tokens) for r in each]
+        if any(None in pair for pair in spent):
+            return None
+        tokens = sum((thought or 0) + (answer or 0) for thought, answer in spent)
+        right = sum(record.verdict is Verdict.CORRECT for record in each)
+        found.append((tokens / len(each), right / len(each)))
+    return found
+
+
 def _detectable(counts: Sequence[tuple[int, int]]) -> float | None:
     if not counts:
         return None
@@ -196,15 +225,18 @@ def _tokens_per_correct(records: Sequence[Record]) -> float | None:
     return sum((thought or 0) + (answer or 0) for thought, answer in spent) / correct
 
 
-def interval_of(
-    records: Iterable[Record], test: Test, confidence: float = 0.95, absent: int = 0
-) -> Interval | None:
-    """The share of samples for which `test` holds, clustered by problem.
+def interval_of(records: Iterable[Record], test: Test) -> Interval | None:
+    """The share of samples for which `test` holds, clustered by problem, at 95 %."""
+    return share(counts_of(records, test))
+
+
+def counts_of(records: Iterable[Record], test: Test, absent: int = 0) -> list[tuple[int, int]]:
+    """(samples for which `test` holds, samples it says something about) of each problem.
 
     `absent` problems have no sample at all; each counts as one for which it holds.
     """
     counts = [(sum(a), len(a)) for a in _by_problem(records, test).values()]
-    return share([*counts, *([(1, 1)] * absent)], confidence)
+    return [*counts, *([(1, 1)] * absent)]
 
 
 def _by_problem(records: Iterable[Record], test: Test) -> dict[str, list[bool]]:

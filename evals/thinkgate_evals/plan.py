@@ -6,7 +6,7 @@ Owns the sentences; the arithmetic is `power.py`'s. It draws nothing and decides
 from collections.abc import Sequence
 
 from thinkgate_evals.metrics import correct_counts
-from thinkgate_evals.policy import NonInferiority, Policy, Superiority
+from thinkgate_evals.policy import NonInferiority, Policy
 from thinkgate_evals.power import UNKNOWN, detectable, problems_needed, variances_of
 from thinkgate_evals.records import Record
 from thinkgate_evals.suites import LoadedSuite
@@ -52,11 +52,10 @@ def plan_lines(
 
 
 def _margins(policy: Policy | None, suite: str) -> list[tuple[str, float]]:
-    rules = [rule for rule in policy.rules if rule.suite == suite] if policy else []
+    rules = [rule for rule in policy.comparative() if rule.suite == suite] if policy else []
     margins = [
         (rule.rule, rule.margin if isinstance(rule, NonInferiority) else rule.min_gain)
         for rule in rules
-        if isinstance(rule, Superiority | NonInferiority)
     ]
     return [(rule.replace("_", "-"), margin) for rule, margin in margins if margin > 0]
 

@@ -1,47 +1,62 @@
 """Policies: what a checkpoint must show before it may be served, as strict YAML.
 
-Owns the rules' names and thresholds. How evidence is weighed against them is `gate.py`'s.
+Owns the rules' names and thresholds, and the JSON schema by which editors know them. How evidence
+is weighed against them is `judge.py`'s.
 """
 
 import hashlib
+import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from thinkgate.checkpoint import HealthVerdict
 from thinkgate.config import Config, bundled, parse, read_yaml
 from thinkgate_evals.second_grader import Grader
 
 __all__ = [
+    "SCHEMA_FILE",
     "Contamination",
+    "CostPerCorrect",
     "DuplicateRate",
     "ErrorRate",
     "Floor",
     "FormatRate",
+    "ModelRule",
     "NonInferiority",
     "Policy",
+    "RewardDivergence",
     "Rule",
+    "SuiteRule",
     "Superiority",
+    "ThinkingTokens",
+    "TrainingHealth",
     "TruncationRate",
     "load_policy",
+    "policy_schema",
 ]
 
+SCHEMA_FILE = "policy.schema.json"
+"""Beside the shipped policies; a test keeps it equal to `policy_schema()`."""
+
 Share = Annotated[float, Field(ge=0, le=1)]
+Tokens = Annotated[float, Field(gt=0)]
 
 
-class _Rule(Config):
+class _SuiteRule(Config):
     suite: str
     """A shipped suite, or a suite file."""
 
 
-class Floor(_Rule):
+class Floor(_SuiteRule):
     """Accuracy is at least this: the interval's lower end must reach it."""
 
     rule: Literal["floor"]
     at_least: Share
 
 
-class Superiority(_Rule):
+class Superiority(_SuiteRule):
     """Better than the incumbent: the paired interval lies above 0, and the estimate is a gain of
     `min_gain` at least."""
 
@@ -49,28 +64,42 @@ class Superiority(_Rule):
     min_gain: Share = 0.0
 
 
-class NonInferiority(_Rule):
+class NonInferiority(_SuiteRule):
     """Not worse than the incumbent by `margin` or more: the paired interval lies above -margin."""
 
     rule: Literal["non_inferiority"]
     margin: Annotated[float, Field(gt=0, le=1)]
 
 
-class FormatRate(_Rule):
+class FormatRate(_SuiteRule):
     """Share of samples with a closed thought and then an answer; the lower end must reach it."""
 
     rule: Literal["format_rate"]
     at_least: Share
 
 
-class TruncationRate(_Rule):
+class TruncationRate(_SuiteRule):
     """Share of samples cut off inside the thought; the upper end must stay below."""
 
     rule: Literal["truncation_rate"]
     at_most: Share
 
 
-class ErrorRate(_Rule):
+class ThinkingTokens(_SuiteRule):
+    """The 95th percentile of a thought's tokens; its interval's upper end must stay below."""
+
+    rule: Literal["p95_thinking_tokens"]
+    at_most: Tokens
+
+
+class CostPerCorrect(_SuiteRule):
+    """Tokens, of thoughts and answers, for each right answer; the upper end must stay below."""
+
+    rule: Literal["tokens_per_correct"]
+    at_most: Tokens
+
+
+class ErrorRate(_SuiteRule):
     """Share of samples that could not be measured, on either side. Above it nothing on this suite
     is decided: INCONCLUSIVE, never PASS."""
 
@@ -78,7 +107,7 @@ class ErrorRate(_Rule):
     at_most: Share
 
 
-class DuplicateRate(_Rule):
+class DuplicateRate(_SuiteRule):
     """Share of further samples that repeat an earlier one of their problem word for word, on either
     side. Above it the several samples are not several, and the rule is INCONCLUSIVE."""
 
@@ -86,24 +115,43 @@ class DuplicateRate(_Rule):
     at_most: Share
 
 
-class Contamination(_Rule):
+class Contamination(_SuiteRule):
     """Share of the suite's problems that the candidate or an ancestor was trained on."""
 
     rule: Literal["contamination"]
     at_most: Share = 0.0
 
 
-Rule = Annotated[
+class TrainingHealth(Config):
+    """What the health watch said of the candidate's training, as its manifest records it."""
+
+    rule: Literal["training_health"]
+    at_worst: Literal[HealthVerdict.HEALTHY, HealthVerdict.WARNED] = HealthVerdict.WARNED
+
+
+class RewardDivergence(Config):
+    """The training reward did not rise while a check that was not optimised fell: neither
+    `reward_hacking` nor `held_out_divergence` is among the findings of the health watch."""
+
+    rule: Literal["reward_divergence"]
+
+
+SuiteRule = (
     Floor
     | Superiority
     | NonInferiority
     | FormatRate
     | TruncationRate
+    | ThinkingTokens
+    | CostPerCorrect
     | ErrorRate
     | DuplicateRate
-    | Contamination,
-    Field(discriminator="rule"),
-]
+    | Contamination
+)
+ModelRule = TrainingHealth | RewardDivergence
+"""About the candidate's training, not about a suite."""
+
+Rule = SuiteRule | ModelRule
 
 DEFAULT_ERRORS = 0.01
 """Ceiling on failed measurements for suites whose policy names none."""
@@ -116,8 +164,16 @@ class Policy(Config):
     version: Annotated[int, Field(ge=1)] = 1
     description: str = ""
     alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
-    """Intervals have confidence 1 - alpha; over the rules that compare with the incumbent, alpha
-    is shared out by Holm's procedure."""
+    """Intervals have confidence 1 - alpha."""
+
+    correction: Literal["holm", "none"] = "holm"
+    """How rules that compare with the incumbent share alpha. `holm`: all of their claims hold
+    together; `none`: each alone. A candidate must pass every rule, so either way one that breaks a
+    rule is promoted with a probability of alpha/2 at most."""
+
+    template_change: Literal["refuse", "allow"] = "refuse"
+    """Whether a candidate may have another chat template or other tags than the incumbent it is
+    compared with."""
 
     limit: Annotated[int, Field(ge=1)] | None = None
     """Ask only the first this many problems of each suite."""
@@ -126,7 +182,13 @@ class Policy(Config):
     """Rules about accuracy pass only when they do under this grader as well: `math-verify`, or the
     settings of a language model that judges."""
 
-    rules: Annotated[tuple[Rule, ...], Field(min_length=1)]
+    rules: Annotated[tuple[Annotated[Rule, Field(discriminator="rule")], ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _measures_something(self) -> "Policy":
+        if not self.suites():
+            raise ValueError("no rule names a suite, so nothing would be measured")
+        return self
 
     def all_rules(self) -> tuple[Rule, ...]:
         """The rules written, and a ceiling on failed measurements for each suite without one."""
@@ -139,11 +201,12 @@ class Policy(Config):
 
     def suites(self) -> tuple[str, ...]:
         """The suites named, each once, in order."""
-        return tuple(dict.fromkeys(rule.suite for rule in self.rules))
+        named = [rule.suite for rule in self.rules if not isinstance(rule, ModelRule)]
+        return tuple(dict.fromkeys(named))
 
-    def compares(self) -> bool:
-        """Whether an incumbent is needed."""
-        return any(isinstance(rule, Superiority | NonInferiority) for rule in self.rules)
+    def comparative(self) -> tuple[Superiority | NonInferiority, ...]:
+        """The rules that compare with the incumbent."""
+        return tuple(r for r in self.rules if isinstance(r, Superiority | NonInferiority))
 
     def digest(self) -> str:
         """SHA-256 of the policy as it is applied."""
@@ -154,3 +217,12 @@ def load_policy(name: str) -> Policy:
     """The policy shipped as `name`, or in the file `name`."""
     path: Path = bundled("thinkgate_evals", "gates", name)
     return parse(Policy, read_yaml(path), path)
+
+
+def policy_schema() -> str:
+    """JSON schema of a policy file, for editors and other tools."""
+    schema: dict[str, Any] = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **Policy.model_json_schema(),
+    }
+    return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"

@@ -22,6 +22,7 @@ from thinkgate_evals.records import Record
 from thinkgate_evals.results import Result, Results
 from thinkgate_evals.second_grader import disagreements
 from thinkgate_evals.wording import (
+    COUNTED,
     agreement_rows,
     asked_text,
     comparison_text,
@@ -168,7 +169,8 @@ def _finite(row: Mapping[str, Any], *keys: str) -> bool:
 
 
 def _mark(rule: RuleResult) -> str:
-    if rule.estimate is None or rule.low is None or rule.high is None:
+    counted = rule.metric in COUNTED
+    if rule.estimate is None or rule.low is None or rule.high is None or counted:
         return ""
     line = 0.0 if rule.rule == "superiority" else rule.threshold
     return draw_interval(rule.low, rule.high, rule.estimate, line)

@@ -18,7 +18,7 @@ problems that agree do not rule out that one unseen problem in thirty flips.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ from scipy import special  # loads half a second faster than scipy.stats
 
 __all__ = [
     "Interval",
+    "above_counts",
     "holm_levels",
     "mcnemar",
     "mean",
@@ -34,7 +35,10 @@ __all__ = [
     "paired_difference",
     "paired_p_value",
     "problems_for_difference",
+    "problems_for_mean",
     "problems_for_share",
+    "quantile",
+    "ratio",
     "share",
     "sign_flip",
     "student_quantile",
@@ -154,15 +158,79 @@ def holm_levels(p_values: Sequence[float], alpha: float) -> list[float]:
     return levels
 
 
+def ratio(pairs: Sequence[tuple[float, float]], confidence: float = 0.95) -> Interval | None:
+    """Sum of the first over sum of the second of each problem, both 0 or more: Fieller's interval.
+
+    Fieller (1954) asks for which R the mean of `first - R second` cannot be told from 0. Without an
+    upper end (infinity) where the second may be 0 on average; None where it is 0 everywhere.
+    """
+    above, below = np.asarray(pairs, dtype=float).reshape(-1, 2).T
+    n = len(above)
+    if not below.sum():
+        return None
+    estimate = float(above.sum() / below.sum())
+    if n < 2:
+        return Interval(estimate, 0.0, math.inf, n)
+    reach = _student(confidence, n) ** 2 / n
+    covariance = np.cov(above, below)
+    a = below.mean() ** 2 - reach * covariance[1, 1]
+    b = above.mean() * below.mean() - reach * covariance[0, 1]
+    c = above.mean() ** 2 - reach * covariance[0, 0]
+    if a <= 0:
+        return Interval(estimate, 0.0, math.inf, n)
+    root = math.sqrt(max(0.0, b * b - a * c))
+    return Interval(estimate, max(0.0, float(b - root) / a), float(b + root) / a, n)
+
+
+def quantile(
+    samples: Sequence[Sequence[float]],
+    level: float,
+    share_of: Callable[[Sequence[tuple[int, int]]], Interval | None],
+) -> Interval | None:
+    """The value that a share `level` of all samples do not exceed; `samples` of each problem.
+
+    The interval inverts `share_of`, the interval of the share above a value: with one sample each
+    these are order statistics. Without an upper end (infinity) where too few are known to say.
+    """
+    values = sorted({value for each in samples for value in each})
+    if not values:
+        return None
+
+    def first(end: Callable[[Interval], float]) -> float:
+        """The smallest value above which, by that end of the interval, few enough lie."""
+        too_low, enough = -1, len(values)
+        while enough - too_low > 1:
+            middle = (too_low + enough) // 2
+            above = share_of(above_counts(samples, values[middle]))
+            assert above is not None
+            if end(above) <= 1 - level + 1e-12:
+                enough = middle
+            else:
+                too_low = middle
+        return float(values[enough]) if enough < len(values) else math.inf
+
+    ends = (first(lambda s: s.estimate), first(lambda s: s.low), first(lambda s: s.high))
+    return Interval(*ends, sum(map(bool, samples)))
+
+
+def above_counts(samples: Sequence[Sequence[float]], value: float) -> list[tuple[int, int]]:
+    """(samples above `value`, samples) of each problem that has any."""
+    return [(sum(x > value for x in each), len(each)) for each in samples if each]
+
+
 def problems_for_share(interval: Interval, threshold: float, confidence: float) -> int | None:
     """How many problems settle on which side of `threshold` the share lies, 4 times in 5.
 
-    Supposes that the estimate is the truth; None when no reasonable number would do.
+    Supposes that the estimate is the truth; None when no reasonable number would do. Wilson's
+    interval excludes a threshold by the spread there would be at the threshold.
     """
-    n = interval.n
-    shrunk = (interval.estimate * n + 2) / (n + 4)
-    spread = math.sqrt(shrunk * (1 - shrunk))
-    return _problems(n, spread, abs(interval.estimate - threshold), confidence)
+    n, p = interval.n, interval.estimate
+    shrunk = (p * n + 2) / (n + 4)
+    # Several answers to one problem say more than one answer does.
+    alone = p * (1 - p)
+    kept = min(1.0, n * interval.error**2 / alone) if interval.error and alone else 1.0
+    spreads = (math.sqrt(kept * x * (1 - x)) for x in (threshold, shrunk))
+    return _problems(n, *spreads, distance=abs(p - threshold), confidence=confidence)
 
 
 def problems_for_difference(
@@ -172,14 +240,24 @@ def problems_for_difference(
     _, error = _adjusted(differences)
     spread = error * math.sqrt(len(differences) + 2)
     distance = abs(float(np.mean(differences)) - threshold)
-    return _problems(len(differences), spread, distance, confidence)
+    return _problems(len(differences), spread, spread, distance=distance, confidence=confidence)
 
 
-def _problems(n: int, spread: float, distance: float, confidence: float) -> int | None:
+def problems_for_mean(values: Sequence[float], confidence: float) -> int | None:
+    """The same for on which side of 0 the mean of one value per problem lies."""
+    if len(values) < 2:
+        return None
+    spread, distance = float(np.std(values, ddof=1)), abs(float(np.mean(values)))
+    return _problems(len(values), spread, spread, distance=distance, confidence=confidence)
+
+
+def _problems(
+    n: int, at_threshold: float, at_truth: float, *, distance: float, confidence: float
+) -> int | None:
     if distance == 0:
         return None
-    reach = _normal(confidence) + normal_quantile(POWER)
-    needed = math.ceil((reach * spread / distance) ** 2)
+    reach = _normal(confidence) * at_threshold + normal_quantile(POWER) * at_truth
+    needed = math.ceil((reach / distance) ** 2)
     return max(n + 1, needed) if needed <= ENOUGH else None
 
 

@@ -86,6 +86,8 @@ class LoadedSuite:
 
     suite: Suite
     problems: tuple[Problem, ...]
+    order_seed: int | None = None
+    """Asks the problems in a random order; like a limit, it does not change what the suite is."""
 
     @property
     def name(self) -> str:
@@ -103,8 +105,14 @@ class LoadedSuite:
         return _sha256(json.dumps(self.identity(), sort_keys=True))
 
     def planned(self, limit: int | None) -> tuple[Problem, ...]:
-        """The first `limit` problems, or all."""
-        return self.problems[:limit]
+        """The first `limit` problems, or all, in the order in which they are asked."""
+        return self._ordered[:limit]
+
+    @cached_property
+    def _ordered(self) -> tuple[Problem, ...]:
+        if self.order_seed is None:
+            return self.problems
+        return tuple(sorted(self.problems, key=lambda p: _sha256(f"{self.order_seed} {p.id}")))
 
 
 def load_suite(

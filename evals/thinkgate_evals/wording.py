@@ -5,12 +5,13 @@ Knows numbers, rules and their names; nothing of where the text goes.
 
 from collections.abc import Mapping
 
-from thinkgate.checkpoint import RuleResult
+from thinkgate.checkpoint import HealthVerdict, RuleResult, SequentialRun
 from thinkgate_evals.comparison import Comparison
 from thinkgate_evals.metrics import Spread, Summary
 from thinkgate_evals.stats import Interval
 
 __all__ = [
+    "COUNTED",
     "agreement_rows",
     "asked_text",
     "comparison_text",
@@ -18,10 +19,12 @@ __all__ = [
     "estimate_text",
     "interval_text",
     "points",
+    "saved_text",
     "share_text",
     "spread_text",
     "summary_rows",
     "test_text",
+    "value_text",
 ]
 
 SHARE_NAMES = {
@@ -37,6 +40,9 @@ SHARE_NAMES = {
 
 
 UNKNOWN = "-"
+
+COUNTED = ("contamination", "training_health", "reward_divergence")
+"""Metrics that were counted, not sampled."""
 
 
 def summary_rows(summaries: list[Summary]) -> list[tuple[str, list[str]]]:
@@ -101,31 +107,69 @@ def agreement_rows(pair: Comparison) -> list[list[str]]:
 
 
 def estimate_text(rule: RuleResult) -> str:
-    """The estimate of a rule and its interval, in points where it is a difference."""
-    if rule.estimate is None or rule.low is None or rule.high is None:
+    """The estimate of a rule and its interval; what was counted has none."""
+    if rule.estimate is None or rule.low is None:
         return "not measured"
-    if rule.metric == "contamination":  # counted, not sampled
-        return share_text(rule.estimate)
-    if rule.metric == "accuracy_gain":
-        return f"{points(rule.estimate)} ({100 * rule.low:+.1f} to {100 * rule.high:+.1f})"
-    return f"{rule.estimate:.1%} ({rule.low:.1%} to {rule.high:.1%})"
+    estimate = value_text(rule.metric, rule.estimate)
+    if rule.metric in COUNTED:
+        return estimate
+    low, high = (_bare(rule.metric, end) for end in (rule.low, rule.high))
+    return f"{estimate} ({low} to {high})"
 
 
 def asked_text(rule: RuleResult) -> str:
     """What a rule asks, in a few words."""
+    threshold = value_text(rule.metric, rule.threshold)
     match rule.rule:
         case "superiority" if rule.threshold:
-            return f"≥ {points(rule.threshold)}, interval > 0"
+            return f"≥ {threshold}, interval > 0"
         case "superiority":
             return "interval > 0"
         case "non_inferiority":
-            return f"interval > {points(rule.threshold)}"
+            return f"interval > {threshold}"
         case "error_rate" | "duplicate_rate" | "contamination":
-            return f"≤ {rule.threshold:.1%}"
-        case "truncation_rate":
-            return f"interval ≤ {rule.threshold:.1%}"
+            return f"≤ {threshold}"
+        case "training_health":
+            return f"{threshold} at worst"
+        case "reward_divergence":
+            return "none seen"
+        case "truncation_rate" | "p95_thinking_tokens" | "tokens_per_correct":
+            return f"interval ≤ {threshold}"
         case _:
-            return f"interval ≥ {rule.threshold:.1%}"
+            return f"interval ≥ {threshold}"
+
+
+def value_text(metric: str, value: float) -> str:
+    """A value of a rule's metric, with its unit."""
+    match metric:
+        case "accuracy_gain":
+            return points(value)
+        case "p95_thinking_tokens" | "tokens_per_correct":
+            return f"{value:,.0f} tokens"
+        case "training_health":
+            return tuple(HealthVerdict)[int(value)].value
+        case "reward_divergence":
+            return f"{value:.0f} findings" if value else "none"
+        case _:
+            return share_text(value)
+
+
+def _bare(metric: str, value: float | None) -> str:
+    """The end of an interval, whose unit stands before."""
+    if value is None:
+        return "no limit"
+    if metric == "accuracy_gain":
+        return f"{100 * value:+.1f}"
+    return value_text(metric, value).removesuffix(" tokens")
+
+
+def saved_text(run: SequentialRun) -> str:
+    """What stopping early saved."""
+    saved = 1 - run.used / run.planned if run.planned else 0.0
+    return (
+        f"sequential: {run.used:,} of {run.planned:,} planned samples in {run.looks} looks "
+        f"({saved:.0%} saved), problems in the random order of seed {run.order_seed}"
+    )
 
 
 def points(difference: float) -> str:
