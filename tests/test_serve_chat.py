@@ -1,5 +1,6 @@
 """Chat completions against a scripted engine: the same split however the engine cuts its text."""
 
+import asyncio
 import json
 from collections.abc import Iterable
 from typing import Any
@@ -9,7 +10,8 @@ from fake_engine import CONTEXT, HELLO, FakeEngine, ask, characters, pieces
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from thinkgate_serve.card import Card
-from thinkgate_serve.engine import Delta, EngineDead, Finish, RequestRefused
+from thinkgate_serve.engine import Delta, EngineDead, Finish, RequestRefused, Sampling
+from thinkgate_serve.generation import Plan, Thinking, run_choices
 from thinkgate_serve.service import ReasoningField, Settings
 
 
@@ -266,3 +268,20 @@ def test_an_engine_that_dies_in_a_stream_ends_it_with_an_error_event() -> None:
     response = ask(engine, messages=HELLO, stream=True)
     *_, last = response.text.removesuffix("\n\n").split("\n\n")
     assert json.loads(last.removeprefix("data: "))["error"]["code"] == "engine_dead"
+
+
+def test_a_reader_slower_than_the_engine_hears_of_the_end_last() -> None:
+    """Several choices wait in one queue: what is read first must not say how it all ended."""
+    engine = FakeEngine(characters("<think>why</think>forty-two"))
+    plan = Plan(prompt_ids=[1], sampling=Sampling(max_tokens=99))
+    choices = [Thinking(index, plan, engine.tokenizer.decode) for index in range(3)]
+
+    async def read() -> dict[int, list[Finish | None]]:
+        seen: dict[int, list[Finish | None]] = {}
+        async for choice, _ in run_choices(engine, plan, choices, "x"):
+            seen.setdefault(choice.index, []).append(choice.finish)
+            await asyncio.sleep(0.002)
+        return seen
+
+    for finishes in asyncio.run(read()).values():
+        assert finishes == [None] * (len(finishes) - 1) + [Finish.STOP]

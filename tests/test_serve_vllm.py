@@ -332,3 +332,25 @@ def test_an_unknown_engine_setting_is_named(gated_checkpoint: Path) -> None:
     assert done.returncode == 2
     assert "--engine.max_num_seq" in done.stderr
     assert "did you mean 'max_num_seqs'?" in done.stderr
+
+
+def test_consensus_returns_what_most_samples_say(served: LocalServer) -> None:
+    body: Any = asked("closed") | {"temperature": 1, "seed": 3, "logprobs": True}
+    reply: Any = client(served).chat.completions.create(
+        model=served.model, extra_body={"consensus": 5}, **body
+    )
+    (choice,) = reply.choices
+    first = reply.consensus["votes"][0]
+    assert (choice.message.reasoning_content, choice.message.content) == ("7+8=15", "15")
+    assert [entry.token for entry in choice.logprobs.content] == ["1", "5"]
+    assert first["answer"] == "15" and first["count"] >= 3
+    assert reply.consensus["agreement"] == first["count"] / reply.consensus["finished"]
+    each = len("7+8=15") + 2 + len("15") + 1
+    assert reply.usage.completion_tokens >= first["count"] * each
+    stream = client(served).chat.completions.create(
+        model=served.model, stream=True, extra_body={"consensus": 5}, **body
+    )
+    chunks: list[Any] = list(stream)
+    assert "".join(c.choices[0].delta.content or "" for c in chunks) == "15"
+    assert chunks[-1].consensus["votes"][0]["answer"] == "15"
+    assert eventually(lambda: running(served) == 0)

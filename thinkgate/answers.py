@@ -107,10 +107,11 @@ def check_many(
     return [settle(outcome) for outcome in outcomes]
 
 
-def equivalent(a: str, b: str) -> bool:
+def equivalent(a: str, b: str, *, timeout: float = 5.0) -> bool:
     """Whether two answers claim the same thing: the relation majority voting counts with.
 
-    An answer without a claim is equivalent to nothing, itself included.
+    An answer without a claim is equivalent to nothing, itself included. `timeout` is that of
+    `check`; two answers that take longer to compare count as different.
     """
     first, second = extract(a), extract(b)
     if first is None or second is None:
@@ -123,7 +124,7 @@ def equivalent(a: str, b: str) -> bool:
             continue
         outcome = _compare(answer, reference, None)
         if not isinstance(outcome, Verdict):
-            outcome = _ask_pool(outcome, None, 5.0)
+            outcome = _ask_pool(outcome, None, timeout)
         if outcome is Verdict.CORRECT:
             return True
     return False

@@ -9,6 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
 from thinkgate.answers import Verdict, equivalent
+from thinkgate.votes import Poll
 from thinkgate_evals.records import Record
 from thinkgate_evals.stats import Interval, mean
 
@@ -79,18 +80,12 @@ def duplicate_rate(records: Iterable[Record]) -> Interval | None:
 
 def _elect(records: Sequence[Record]) -> float:
     """The share of right answers among the most frequent ones; 0 when nobody votes."""
-    parties: list[list[Record]] = []
+    poll: Poll[Record] = Poll(_same)
     for record in records:
-        if record.extracted is None:
-            continue
-        home = next((p for p in parties if _same(p[0], record)), None)
-        if home is None:
-            parties.append([record])
-        else:
-            home.append(record)
-    most = max(map(len, parties), default=0)
-    winners = [party for party in parties if len(party) == most]
-    right = (sum(r.verdict is Verdict.CORRECT for r in party) / most for party in winners)
+        if record.extracted is not None:
+            poll.cast(record)
+    winners = poll.leaders()
+    right = (sum(r.verdict is Verdict.CORRECT for r in party) / len(party) for party in winners)
     return sum(right) / len(winners) if winners else 0.0
 
 

@@ -18,6 +18,7 @@ from fastapi import Request
 from starlette.responses import Response
 
 from thinkgate.format import Channel, SplitStatus
+from thinkgate_serve.consensus import Election
 from thinkgate_serve.engine import Constraint, RequestRefused, TokenLogprob
 from thinkgate_serve.failures import ApiError
 from thinkgate_serve.generation import Choice, Piece, Plan, Thinking
@@ -25,7 +26,7 @@ from thinkgate_serve.model import Model
 from thinkgate_serve.phases import EFFORTS, Phased, bounded
 from thinkgate_serve.protocol import ChatRequest, ResponseFormat
 from thinkgate_serve.service import Service
-from thinkgate_serve.wire import dumps, respond, usage
+from thinkgate_serve.wire import SIGN_OF_LIFE, dumps, respond, usage
 
 __all__ = ["chat_completion"]
 
@@ -52,10 +53,15 @@ async def chat_completion(service: Service, request: ChatRequest, http: Request)
     plan = replace(plan, thinking_budget=_budget(model, request, plan.sampling.max_tokens))
     decode = model.engine.tokenizer.decode
     kind = Phased if plan.phased else Thinking
-    choices = [kind(index, plan, decode) for index in range(request.n or 1)]
+    count = request.consensus or request.n or 1
+    choices = [kind(index, plan, decode) for index in range(count)]
     request_id: str = http.state.request_id
     writer = ChatWriter(service, model, request, plan, choices, f"chatcmpl-{request_id}")
+    if request.consensus is not None:
+        writer.election = Election(plan, choices, service.voting)
     events = service.run(model, plan, choices, writer.id, begun)
+    if writer.election is not None:
+        events = writer.election.hold(events)
     return await respond(http, events, writer, request.stream)
 
 
@@ -122,11 +128,15 @@ class ChatWriter:
             f'"created":{self._created},"model":{dumps(self._model)},"choices":['
         )
         self._tail = '],"usage":null}\n\n' if self._with_usage else "]}\n\n"
+        self.election: Election | None = None
+        """Set when only one of the choices is written: the elected one."""
         self._begun: set[int] = set()
         self._thought_shown: set[int] = set()
 
     def chunks(self, choice: Choice, pieces: Sequence[Piece]) -> bytes:
         index = choice.index
+        if self.election is not None and choice is not self.election.winner:
+            return SIGN_OF_LIFE
         out: list[str] = []
         if index not in self._begun:
             self._begun.add(index)
@@ -151,14 +161,18 @@ class ChatWriter:
         return f'{self._head}],"usage":{counted}}}\n\n'.encode()
 
     def body(self, texts: dict[int, list[Piece]]) -> dict[str, Any]:
+        shown, beside = self._choices, {}
+        if self.election is not None:
+            assert self.election.winner is not None
+            shown, beside = [self.election.winner], {"consensus": self.election.report()}
         return {
             "id": self.id,
             "object": "chat.completion",
             "created": self._created,
             "model": self._model,
-            "choices": [self._whole(choice, texts[choice.index]) for choice in self._choices],
+            "choices": [self._whole(choice, texts[choice.index]) for choice in shown],
             "usage": usage(self._prompt_tokens, self._choices),
-        }
+        } | beside
 
     def _whole(self, choice: Thinking, pieces: Sequence[Piece]) -> dict[str, Any]:
         answer = "".join(text for channel, text in pieces if channel is Channel.ANSWER)
@@ -214,8 +228,11 @@ class ChatWriter:
         assert choice.finish is not None
         truncated = dumps(choice.forced or choice.status is SplitStatus.TRUNCATED)
         logprobs = self._taken(choice) if choice.logprobs else "null"
+        tail = self._tail
+        if self.election is not None:
+            tail = f'],"consensus":{dumps(self.election.report())}{tail[1:]}'
         return (
             f'{self._head}{{"index":{choice.index},"delta":{{}},"logprobs":{logprobs},'
             f'"finish_reason":"{choice.finish.value}","reasoning_truncated":{truncated}}}'
-            f"{self._tail}"
+            f"{tail}"
         )

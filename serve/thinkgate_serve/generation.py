@@ -274,6 +274,9 @@ def _after(sampling: Sampling, written: int, constraint: Constraint | None) -> S
     )
 
 
+Settled = tuple[Choice, Sequence[Piece], Finish | None]
+
+
 async def run_choices(
     engine: Engine, plan: Plan, choices: Sequence[Choice], request_id: str
 ) -> AsyncGenerator[tuple[Choice, Sequence[Piece]], None]:
@@ -288,8 +291,7 @@ async def run_choices(
             async for pieces in run:
                 yield choice, pieces
         return
-    queue: asyncio.Queue[tuple[Choice, Sequence[Piece]] | BaseException | None]
-    queue = asyncio.Queue(QUEUE_LENGTH)
+    queue: asyncio.Queue[Settled | Exception] = asyncio.Queue(QUEUE_LENGTH)
     tasks = [
         asyncio.create_task(_into(queue, engine, plan, choice, request_id)) for choice in choices
     ]
@@ -297,12 +299,11 @@ async def run_choices(
         running = len(tasks)
         while running:
             item = await queue.get()
-            if item is None:
-                running -= 1
-            elif isinstance(item, BaseException):
+            if isinstance(item, Exception):
                 raise item
-            else:
-                yield item
+            choice, pieces, choice.finish = item
+            running -= choice.finish is not None
+            yield choice, pieces
     finally:
         for task in tasks:
             task.cancel()
@@ -310,7 +311,7 @@ async def run_choices(
 
 
 async def _into(
-    queue: "asyncio.Queue[tuple[Choice, Sequence[Piece]] | BaseException | None]",
+    queue: asyncio.Queue[Settled | Exception],
     engine: Engine,
     plan: Plan,
     choice: Choice,
@@ -321,8 +322,9 @@ async def _into(
     try:
         async with aclosing(run):
             async for pieces in run:
-                await queue.put((choice, pieces))
-        await queue.put(None)
+                # It has not finished for a reader who has yet to take what is queued before this.
+                finish, choice.finish = choice.finish, None
+                await queue.put((choice, pieces, finish))
     except Exception as error:
         await queue.put(error)
 

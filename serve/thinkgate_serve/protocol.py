@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 __all__ = ["ChatRequest", "CompletionRequest", "DetokenizeRequest", "Message", "TokenizeRequest"]
 
 MAX_CHOICES = 128
+MAX_SAMPLES = 64
 MAX_STOPS = 32
 MAX_LOGPROBS = 20
 LONGEST_TOKEN_ID = 18
@@ -235,6 +236,8 @@ class ChatRequest(Generate):
     """False leaves the thought out of the response; it is still generated and counted."""
     stop_in_reasoning: bool = False
     """Let stop strings end the thought too; by default they bind to the answer only."""
+    consensus: Annotated[int, Field(ge=1, le=MAX_SAMPLES)] | None = None
+    """Draw so many samples and return one whose answer most of them gave."""
 
     @model_validator(mode="after")
     def _one_limit(self) -> "ChatRequest":
@@ -249,6 +252,19 @@ class ChatRequest(Generate):
             raise ValueError("top_logprobs needs logprobs to be true")
         if self.thinking_budget is not None and self.reasoning_effort is not None:
             raise ValueError("give either thinking_budget or reasoning_effort")
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_voted_on(self) -> "ChatRequest":
+        if self.consensus is None:
+            return self
+        if (self.n or 1) > 1:
+            raise ValueError("consensus returns one choice; leave n out, or at 1")
+        if self.response_format is not None and self.response_format.type != "text":
+            raise ValueError(
+                "consensus votes with the verifier of final answers, which reads no JSON; "
+                "leave response_format out"
+            )
         return self
 
     @property

@@ -6,6 +6,7 @@ into API errors. It does not know response formats, nor how a model plans a requ
 
 import time
 from collections.abc import AsyncGenerator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -21,6 +22,8 @@ from thinkgate_serve.metrics import Metrics
 from thinkgate_serve.model import Deployment, Model
 
 __all__ = ["ReasoningField", "Service", "Settings"]
+
+VOTING_THREADS = 4
 
 
 class ReasoningField(StrEnum):
@@ -65,6 +68,8 @@ class Service:
         self.log = RequestLog(settings.log_format)
         self.metrics = Metrics()
         self.metrics.waiting.set_function(lambda: self.limiter.waiting)
+        # Comparing answers may take seconds: nothing else waits behind it.
+        self.voting = ThreadPoolExecutor(VOTING_THREADS, thread_name_prefix="vote")
 
     def find(self, name: str | None) -> Model:
         """The model of that name now, the default one for None; ApiError 404 for another's."""

@@ -17,11 +17,14 @@ from thinkgate_serve.failures import ApiError, error_body
 from thinkgate_serve.generation import Choice, Piece
 from thinkgate_serve.sse import ClientGone, EventStream, until_disconnect
 
-__all__ = ["DONE", "Events", "Writer", "dumps", "respond", "usage"]
+__all__ = ["DONE", "SIGN_OF_LIFE", "Events", "Writer", "dumps", "respond", "usage"]
 
 Events = AsyncGenerator[tuple[Choice, Sequence[Piece]], None]
 
 DONE = b"data: [DONE]\n\n"
+
+SIGN_OF_LIFE = b": nothing to show yet\n\n"
+"""A comment, which readers of event streams skip; proxies close connections that are silent."""
 
 
 class Writer(Protocol):
