@@ -16,6 +16,8 @@ from thinkgate_serve.service import Settings
 # change to a good request → (param, part of the message)
 REFUSED: dict[str, tuple[dict[str, Any], str | None, str]] = {
     "typo": ({"temprature": 1}, "temprature", "did you mean 'temperature'?"),
+    "a name that is no word": ({"x-temperature": 1}, "x-temperature", "unknown parameter"),
+    "a name of a megabyte": ({"x" * 2**20: 1}, "x" * 100, "unknown parameter"),
     "number as text": ({"temperature": "1"}, "temperature", "valid number"),
     "too hot": ({"temperature": 2.5}, "temperature", "less than or equal to 2"),
     "n zero": ({"n": 0}, "n", "greater than or equal to 1"),

@@ -17,6 +17,9 @@ from thinkgate_serve.protocol import Unsupported
 __all__ = ["ApiError", "error_body", "on_api_error", "on_http_error", "on_invalid_request"]
 
 
+LONGEST_NAME = 100
+
+
 class ApiError(Exception):
     """A request this server answers with an error."""
 
@@ -72,14 +75,12 @@ async def on_invalid_request(_: Request, error: Exception) -> JSONResponse:
 
 def _explain(error: dict[str, Any]) -> tuple[str, str | None, str | None]:
     location = [part for part in error["loc"][1:] if not _is_branch(part)]
+    if error["type"] == "extra_forbidden":  # its last part is the client's own word
+        return _unknown(error["loc"][1:])
     param = _dotted(location) or None
     if error["type"] == "json_invalid":
         reason = error.get("ctx", {}).get("error", "malformed")
         return f"the body is not valid JSON: {reason}", None, None
-    if error["type"] == "extra_forbidden":
-        hint = nearest(str(location[-1]), KNOWN)
-        suffix = f"; {hint}" if hint.startswith("did") else ""
-        return f"unknown parameter '{param}'{suffix}", param, "unknown_parameter"
     if error["type"] == "missing":
         if param is None:
             return "the request has no body", None, None
@@ -97,6 +98,15 @@ def _explain(error: dict[str, Any]) -> tuple[str, str | None, str | None]:
     reason = str(error["msg"]).removeprefix("Value error, ")
     reason = reason[0].lower() + reason[1:]
     return (f"'{param}': {reason}" if param else reason), param, "invalid_value"
+
+
+def _unknown(location: Sequence[int | str]) -> tuple[str, str, str]:
+    *parents, last = location
+    name = str(last)[:LONGEST_NAME]
+    param = _dotted([*(part for part in parents if not _is_branch(part)), name])
+    hint = nearest(name, KNOWN)
+    suffix = f"; {hint}" if hint.startswith("did") else ""
+    return f"unknown parameter '{param}'{suffix}", param, "unknown_parameter"
 
 
 def _is_branch(part: int | str) -> bool:

@@ -1,0 +1,37 @@
+"""Whatever our own OpenAPI document allows, and much it does not: no answer is a 500."""
+
+import schemathesis
+from fake_engine import CARD, FakeEngine, characters
+from hypothesis import HealthCheck, settings
+from schemathesis import Case
+from schemathesis.checks import not_a_server_error
+from starlette.types import Receive, Scope, Send
+
+from thinkgate_serve.app import create_app
+
+app = create_app(FakeEngine(characters("<think>why</think>42")), CARD)
+
+
+async def always_open(scope: Scope, receive: Receive, send: Send) -> None:
+    """Schemathesis starts and stops an application around each request; ours stops for good."""
+    if scope["type"] != "lifespan":
+        await app(scope, receive, send)
+        return
+    while (message := await receive())["type"] != "lifespan.shutdown":
+        await send({"type": f"{message['type']}.complete"})
+    await send({"type": "lifespan.shutdown.complete"})
+
+
+schema = schemathesis.openapi.from_asgi("/openapi.json", always_open)
+
+
+@schema.parametrize()
+@settings(
+    derandomize=True,
+    database=None,
+    deadline=None,
+    max_examples=60,
+    suppress_health_check=list(HealthCheck),
+)
+def test_no_request_is_a_server_error(case: Case) -> None:
+    case.call_and_validate(checks=[not_a_server_error])
