@@ -16,6 +16,7 @@ from test_serve_socket import client, eventually, running
 from thinkgate_serve import consensus
 from thinkgate_serve.app import create_app
 from thinkgate_serve.engine import Delta, Finish, Sampling
+from thinkgate_serve.model import Deployment
 
 SEED = 100
 
@@ -176,7 +177,7 @@ def test_comparing_answers_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(consensus, "equivalent", slow)
 
     async def both() -> tuple[float, httpx.Response]:
-        app = create_app(voters(thinking("1"), thinking("2")), CARD)
+        app = create_app(Deployment(voters(thinking("1"), thinking("2")), CARD))
         transport = httpx.ASGITransport(app=app)
         async with httpx.AsyncClient(transport=transport, base_url="http://t") as http:
             body = {"messages": HELLO, "consensus": 2, "seed": SEED}

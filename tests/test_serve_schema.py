@@ -8,8 +8,9 @@ from schemathesis.checks import not_a_server_error
 from starlette.types import Receive, Scope, Send
 
 from thinkgate_serve.app import create_app
+from thinkgate_serve.model import Deployment
 
-app = create_app(FakeEngine(characters("<think>why</think>42")), CARD)
+app = create_app(Deployment(FakeEngine(characters("<think>why</think>42")), CARD))
 
 
 async def always_open(scope: Scope, receive: Receive, send: Send) -> None:

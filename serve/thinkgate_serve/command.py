@@ -94,6 +94,11 @@ def _add_protection(add: Callable[..., None]) -> None:
     )
     add("--log-prompts", "write request bodies to the log", action="store_true")
     add(
+        "--otlp-endpoint",
+        "send traces to this OpenTelemetry collector, such as http://localhost:4318",
+        metavar="URL",
+    )
+    add(
         "--cors-origin",
         "a web origin whose pages may ask; may be repeated",
         action="append",
@@ -137,6 +142,8 @@ def run(args: argparse.Namespace) -> int:
         return serve(server, sock)
     finally:
         engine.shutdown()
+        if settings.tracing is not None:
+            settings.tracing.close()
 
 
 def _announce(card: Card, host: str, port: int) -> None:

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, TextIO
 
+from thinkgate_serve.engine import Sampling
 from thinkgate_serve.limits import Admission
 from thinkgate_serve.model import Model
 
@@ -50,6 +51,8 @@ class Exchange:
     admission: Admission | None = None
     model: Model | None = None
     """The model that answers."""
+    sampling: Sampling | None = None
+    """How its completions were drawn."""
     deadline: float | None = None
     """By the event loop's clock."""
 

@@ -63,7 +63,7 @@ class Envelope:
             raise
         finally:
             EXCHANGE.reset(token)
-            self._finish(exchange)
+            self._finish(exchange, headers)
 
     def _refuse(self, exchange: Exchange, headers: Headers) -> Response | None:
         """A response instead of an answer, or None when the request may go on."""
@@ -125,7 +125,7 @@ class Envelope:
 
         return send_with_headers
 
-    def _finish(self, exchange: Exchange) -> None:
+    def _finish(self, exchange: Exchange, headers: Headers) -> None:
         service = self._service
         if exchange.model is not None:
             exchange.release()
@@ -139,6 +139,8 @@ class Envelope:
         service.metrics.requests.labels(path, str(exchange.status)).inc()
         if path not in OPEN_PATHS or exchange.status >= 500:
             service.log.write(exchange)
+        if service.settings.tracing is not None and self._is_generation(exchange):
+            service.settings.tracing.record(exchange, headers)
 
     def _limited(self, exchange: Exchange, headers: Headers, receive: Receive) -> Receive:
         """`receive` with limits on the body's size and on how long it may take to come."""

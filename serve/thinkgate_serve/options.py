@@ -17,6 +17,7 @@ from thinkgate.errors import ConfigError
 from thinkgate_serve.auth import ENV_KEY, Keyring
 from thinkgate_serve.logs import LogFormat
 from thinkgate_serve.service import ReasoningField, Settings
+from thinkgate_serve.tracing import Tracing, wants_tracing
 
 __all__ = ["ServeConfig", "load_options"]
 
@@ -45,6 +46,7 @@ class ServeConfig(Config):
     log_format: LogFormat = LogFormat.TEXT
     log_prompts: bool = False
     cors_origin: tuple[str, ...] = ()
+    otlp_endpoint: str | None = None
     engine: dict[str, Any] = Field(default_factory=dict)
     """Fields of vLLM's AsyncEngineArgs."""
 
@@ -67,6 +69,7 @@ class ServeConfig(Config):
             cors_origins=self.cors_origin,
             log_format=self.log_format,
             log_prompts=self.log_prompts,
+            tracing=Tracing(self.otlp_endpoint) if wants_tracing(self.otlp_endpoint) else None,
         )
 
     def engine_options(self) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from thinkgate_serve.limits import Limiter
 from thinkgate_serve.logs import EXCHANGE, LogFormat, RequestLog
 from thinkgate_serve.metrics import Metrics
 from thinkgate_serve.model import Deployment, Model
+from thinkgate_serve.tracing import Tracing
 
 __all__ = ["ReasoningField", "Service", "Settings"]
 
@@ -54,6 +55,7 @@ class Settings:
     cors_origins: tuple[str, ...] = ()
     log_format: LogFormat = LogFormat.OFF
     log_prompts: bool = False
+    tracing: Tracing | None = None
 
 
 class Service:
@@ -159,3 +161,4 @@ class Service:
             exchange.reasoning_tokens += reasoning
             exchange.answer_tokens += answer
             exchange.finish += endings
+            exchange.sampling = plan.sampling

@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse, Response
 
 from thinkgate_serve.failures import ApiError, error_body
 from thinkgate_serve.generation import Choice, Piece
+from thinkgate_serve.logs import EXCHANGE
 from thinkgate_serve.sse import ClientGone, EventStream, until_disconnect
 
 __all__ = ["DONE", "SIGN_OF_LIFE", "Events", "Writer", "dumps", "respond", "usage"]
@@ -93,6 +94,8 @@ async def _stream(
                     yield chunk
         except ApiError as error:
             # The status is sent long ago; OpenAI clients raise on an event that holds an error.
+            if exchange := EXCHANGE.get():
+                exchange.error = error.code or error.message
             body = error_body(error.status, error.message, error.param, error.code)
             yield f"data: {dumps(body)}\n\n".encode()
             return
