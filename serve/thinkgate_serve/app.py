@@ -27,6 +27,7 @@ from thinkgate_serve.failures import (
 from thinkgate_serve.metrics import CONTENT_TYPE
 from thinkgate_serve.middleware import Envelope
 from thinkgate_serve.model import Deployment, Model
+from thinkgate_serve.page import add_page
 from thinkgate_serve.protocol import (
     ChatRequest,
     CompletionRequest,
@@ -50,6 +51,7 @@ def create_app(deployment: Deployment, settings: Settings | None = None) -> Fast
     _add_generation(app, service)
     _add_tokenizer(app, service)
     _add_operations(app, service)
+    add_page(app)
     paths = frozenset(path for route in app.routes if (path := getattr(route, "path", None)))
     app.add_middleware(Envelope, service=service, paths=paths)
     if service.settings.cors_origins:

@@ -17,6 +17,7 @@ from thinkgate_serve.auth import ApiKey
 from thinkgate_serve.failures import error_body
 from thinkgate_serve.limits import Reason, Refusal
 from thinkgate_serve.logs import EXCHANGE, Exchange
+from thinkgate_serve.page import is_page
 from thinkgate_serve.service import Service
 
 __all__ = ["OPEN_PATHS", "Envelope"]
@@ -69,7 +70,7 @@ class Envelope:
         """A response instead of an answer, or None when the request may go on."""
         keyring = self._service.keyring
         key = None
-        if keyring and exchange.path not in OPEN_PATHS:
+        if keyring and not _is_open(exchange.path):
             key = keyring.find(headers.get("authorization"))
             if key is None:
                 return self._unauthorized(exchange, headers)
@@ -137,7 +138,7 @@ class Envelope:
                 service.metrics.key_tokens.labels(exchange.key).inc(exchange.tokens)
         path = exchange.path if exchange.path in self._paths else "other"
         service.metrics.requests.labels(path, str(exchange.status)).inc()
-        if path not in OPEN_PATHS or exchange.status >= 500:
+        if not _is_open(exchange.path) or exchange.status >= 500:
             service.log.write(exchange)
         if service.settings.tracing is not None and self._is_generation(exchange):
             service.settings.tracing.record(exchange, headers)
@@ -170,6 +171,11 @@ class Envelope:
             return message
 
         return limited
+
+
+def _is_open(path: str) -> bool:
+    """Whether it needs no key; and while it succeeds it is nothing to log."""
+    return path in OPEN_PATHS or is_page(path)
 
 
 def _come_back(refusal: Refusal) -> Response:
