@@ -212,7 +212,8 @@ def _compare(text: str, gold: _Gold, tolerance: float | None) -> Verdict | _Pair
             return _verdict(quantities.same(gold.quantity, quantity, tolerance))
         if _left_undone(text):
             return Verdict.WRONG
-    if gold.choice is not None and (choice := _choice(text)) is not None:
+    # Beside an option a lone `b` is an option; as a gold it is a variable, and `B` another.
+    if gold.choice is not None and (choice := _choice(text, small=True)) is not None:
         return _verdict(choice == gold.choice)
     if gold.words is not None:
         return _verdict(_says(text, gold.words))
@@ -284,6 +285,7 @@ _CHOICE = re.compile(
     r"(?:\(([A-Ja-j])\)(?=\W|$)|([A-J])\s*[).:,](?=\s|$)|([A-J])$)(.*)",
     re.DOTALL,
 )
+_SMALL_CHOICE = re.compile(r"[a-j]\s*[).:]?")
 _SECOND_CHOICE = re.compile(r"\([A-Ja-j]\)|(?:^|[\s,;/])[A-J](?:[\s,;/.):]|$)")
 
 
@@ -352,9 +354,15 @@ def _same_clock(gold: re.Match[str], answer: re.Match[str] | None) -> bool:
     return len(halves) < 2
 
 
-def _choice(text: str) -> str | None:
-    """The letter of a multiple-choice answer such as `(C)`, `C.` or `C) 42`; None otherwise."""
-    match = _CHOICE.fullmatch(_TEXT.sub(r"\1", text).strip())
+def _choice(text: str, *, small: bool = False) -> str | None:
+    """The letter of a multiple-choice answer such as `(C)`, `C.` or `C) 42`; None otherwise.
+
+    `small` also takes a lone `c`.
+    """
+    plain = _TEXT.sub(r"\1", text).strip()
+    if small and _SMALL_CHOICE.fullmatch(plain):
+        return plain[0].upper()
+    match = _CHOICE.fullmatch(plain)
     if match is None or _SECOND_CHOICE.search(match[4]):
         return None
     return (match[1] or match[2] or match[3]).upper()
