@@ -1,6 +1,12 @@
 """The response cache, and several addresses of one model."""
 
+import argparse
 import json
+import os
+import re
+import subprocess
+import threading
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,13 +16,16 @@ from scripted_endpoint import Fails, Says, ScriptedEndpoint, prompt_of
 
 from thinkgate.cli import main
 from thinkgate.errors import EndpointError
+from thinkgate_evals import eval_command
 from thinkgate_evals.cache import ResponseCache
 from thinkgate_evals.measure import Measurement, Options, measure_endpoint
 from thinkgate_evals.records import read_records
+from thinkgate_evals.replicas import GIVE_UP_AFTER
 from thinkgate_evals.runner import Endpoint
 from thinkgate_evals.suites import load_suite
 
 COUNT = 12
+ROOT = Path(__file__).parent.parent
 Script = Callable[[dict[str, Any]], Says | Fails]
 
 
@@ -143,7 +152,7 @@ def test_no_answer_and_odd_text_come_back_as_they_were(tmp_path: Path, data: str
 
     first = measure(cut, data, tmp_path, "a", limit=1).records[0]
     again = measure(cut, data, tmp_path, "b", limit=1).records[0]
-    assert again.cached and again == first.model_copy(update={"cached": True})
+    assert again.cached and again == first.model_copy(update={"cached": True, "endpoint": None})
     assert again.answer is None
 
 
@@ -229,29 +238,83 @@ def test_addresses_of_another_model_are_refused(
     assert words in error and error.count("\n") == 1 and script.seeds == []
 
 
-def test_one_address_that_dies_stops_the_run_and_is_named(
+def dying(server: ScriptedEndpoint, after: int, dead: threading.Event | None = None) -> Script:
+    """Answers, and takes the server down with the request after so many."""
+    asked = Asked()
+
+    def script(body: dict[str, Any]) -> Says | Fails:
+        if len(asked.seeds) < after:
+            return asked(body)
+        server.die()
+        if dead is not None:
+            dead.set()
+        return Fails(hang=30)
+
+    return script
+
+
+def test_the_others_do_the_work_of_an_address_that_dies(
     data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with ScriptedEndpoint(Asked()) as a, ScriptedEndpoint(Asked()) as b:
+    dead, asked = threading.Event(), Asked()
+
+    def afterwards(body: dict[str, Any]) -> Says:
+        assert dead.wait(60)
+        return asked(body)
+
+    with (
+        ScriptedEndpoint(afterwards) as a,
+        ScriptedEndpoint(Asked()) as b,
+        ScriptedEndpoint(afterwards) as c,
+    ):
+        b.script = dying(b, 2, dead)
         gone = b.base_url
-
-        def dying(_: dict[str, Any]) -> Fails:
-            b.die()
-            return Fails(hang=30)
-
-        b.script = dying
-        suite = load_suite(data)
         endpoint = Endpoint(
-            base_url=a.base_url, model="scripted", others=(gone,), max_retries=0, concurrency=2
+            base_url=a.base_url, model="scripted", others=(gone, c.base_url, gone), max_retries=0
         )
+        options = Options(concurrency=3)
+        [measured] = measure_endpoint(endpoint, [load_suite(data)], options, tmp_path / "o")
+        assert measured.summary.verdicts == {"correct": COUNT}
+        answered = Counter(record.endpoint for record in measured.records)
+        assert answered.keys() == {a.base_url, gone, c.base_url} and answered[gone] == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and gone in error and "the other addresses" in error
+
+
+def test_an_address_that_only_fails_is_given_up_and_nothing_is_lost(
+    data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = Asked()
+    with (
+        ScriptedEndpoint(Asked()) as a,
+        ScriptedEndpoint(lambda body: broken(body) and Fails()) as b,
+    ):
+        endpoint = Endpoint(
+            base_url=a.base_url, model="scripted", others=(b.base_url,), max_retries=0
+        )
+        suite = load_suite(data, overrides=["samples=4"])
+        [measured] = measure_endpoint(endpoint, [suite], Options(concurrency=4), tmp_path / "o")
+    assert measured.summary.verdicts == {"correct": 4 * COUNT}
+    assert GIVE_UP_AFTER <= len(broken.seeds) < GIVE_UP_AFTER + 4
+    assert f"{GIVE_UP_AFTER} requests in a row failed" in capsys.readouterr().err
+
+
+def test_the_last_address_that_dies_stops_the_run_and_is_named(data: str, tmp_path: Path) -> None:
+    with ScriptedEndpoint(Asked()) as a, ScriptedEndpoint(Asked()) as b:
+        a.script, b.script = dying(a, 3), dying(b, 2)
+        urls = a.base_url, b.base_url
+        suite = load_suite(data)
+        endpoint = Endpoint(base_url=urls[0], model="scripted", others=urls[1:], max_retries=0)
         with pytest.raises(EndpointError, match="nothing was counted as wrong") as caught:
             measure_endpoint(endpoint, [suite], Options(concurrency=2), tmp_path / "o")
-        assert gone in str(caught.value)
-        kept = read_records(tmp_path / "o" / "sums.jsonl")
-        assert {record.verdict for record in kept} <= {"correct", "error"}
-        alone = Endpoint(base_url=a.base_url, model="scripted")
-        [measured] = measure_endpoint(alone, [suite], Options(), tmp_path / "o")
-    assert measured.summary.verdicts == {"correct": COUNT}
+        assert any(url in str(caught.value) for url in urls)
+    kept = read_records(tmp_path / "o" / "sums.jsonl")
+    assert {record.verdict for record in kept} <= {"correct", "error"}
+    # On going on, one that is still down is left out.
+    models = ({"id": "scripted"},)
+    with ScriptedEndpoint(Asked(), models=models) as c:
+        command = ["eval", c.base_url, "--endpoints", urls[0], "--suite", data]
+        assert main([*command, "--out", str(tmp_path / "p")]) == 0
 
 
 def test_endpoints_beside_a_checkpoint_are_refused(
@@ -259,3 +322,30 @@ def test_endpoints_beside_a_checkpoint_are_refused(
 ) -> None:
     assert main(["eval", "runs/x", "--endpoints", "http://x", "--suite", data]) == 2
     assert "--endpoints is for addresses" in capsys.readouterr().err
+
+
+def test_the_slurm_job_of_the_readme(tmp_path: Path) -> None:
+    """With stand-ins for Slurm's commands: a server on every node, then one evaluation of all."""
+    readme = (ROOT / "evals" / "README.md").read_text()
+    [job] = re.findall(r"```bash\n(#!/bin/bash\n#SBATCH.*?)```", readme, re.DOTALL)
+    tools = {
+        "scontrol": "printf 'n1\\nn2\\nn3\\n'",
+        "srun": 'shift 5; exec "$@"',
+        "curl": "exit 0",
+        "thinkgate": f'printf "%s\\n" "$*" >> {tmp_path}/said',
+    }
+    for name, body in tools.items():
+        tool = tmp_path / name
+        tool.write_text(f"#!/bin/bash\n{body}\n")
+        tool.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_NAME": "job"}
+    subprocess.run(
+        ["bash", "-eu", "-c", f"SLURM_JOB_NODELIST=n\n{job}\nwait"], env=environment, check=True
+    )
+    *serving, evaluation = sorted((tmp_path / "said").read_text().splitlines(), reverse=True)
+    assert len(serving) == 3 and all(line.startswith("serve runs/gsm8k-grpo") for line in serving)
+    parser = argparse.ArgumentParser()
+    eval_command.add_arguments(parser)
+    args = parser.parse_args(evaluation.removeprefix("eval ").split())
+    assert args.target == "http://n1:8000/v1"
+    assert args.endpoints == "http://n2:8000/v1,http://n3:8000/v1"

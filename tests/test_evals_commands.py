@@ -167,13 +167,13 @@ def test_eval_of_several_suites_starts_one_server(servers: Servers, tmp_path: Pa
     data = tmp_path / "mine.jsonl"
     data.write_text('{"prompt": "1+1", "gold": "2"}\n')
     servers.script = lambda _, body: Says("2")
-    command = ["eval", str(weak), "--suite", "arithmetic", "--suite", f"jsonl:{data}"]
+    command = ["eval", str(weak), "--suite", "arithmetic,countdown", "--suite", f"jsonl:{data}"]
     assert main([*command, "--limit", "3", "--out", str(tmp_path / "out")]) == 0
     assert servers.started == ["weak"]
     report = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert set(report["suites"]) == {"arithmetic", "mine"}
+    assert set(report["suites"]) == {"arithmetic", "countdown", "mine"}
     page = (tmp_path / "out" / "report.html").read_text()
-    assert page.count("<section") == 2 and 'href="#suite-2"' in page
+    assert page.count("<section") == 3 and 'href="#suite-2"' in page
 
 
 def gate(*arguments: str | Path) -> int:
@@ -312,6 +312,7 @@ def test_the_policy_of_the_readme_is_one(tmp_path: Path) -> None:
 
 MISTAKES: dict[str, tuple[list[str], str]] = {
     "no suite": (["eval", "weak", "--suite", "arithmetics"], "did you mean 'arithmetic'"),
+    "empty suite": (["eval", "weak", "--suite", "gsm8k,"], "empty name"),
     "no folder": (["eval", "runs/none", "--suite", "arithmetic"], "no such checkpoint folder"),
     "no alias": (["eval", "none", "--suite", "arithmetic"], "no alias 'none'"),
     "no manifest": (["eval", "empty", "--suite", "arithmetic"], "manifest.json"),

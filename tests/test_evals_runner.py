@@ -19,7 +19,8 @@ from thinkgate.errors import ConfigError, DataError, EndpointError
 from thinkgate.format import SplitStatus
 from thinkgate_evals.measure import Measurement, Options, measure_endpoint
 from thinkgate_evals.records import Record, header_path, read_records
-from thinkgate_evals.runner import GIVE_UP_AFTER, Endpoint, sample_seed
+from thinkgate_evals.replicas import GIVE_UP_AFTER
+from thinkgate_evals.runner import Endpoint, sample_seed
 from thinkgate_evals.suites import LoadedSuite, load_suite
 
 COUNT = 30

@@ -17,7 +17,7 @@ from rich.progress import (
 )
 from rich.table import Column
 
-__all__ = ["Meter", "console", "errors", "printable", "progress"]
+__all__ = ["Meter", "console", "errors", "printable", "progress", "warn"]
 
 # Of several processes under one launcher (torchrun, accelerate) only the first speaks.
 console = Console(highlight=False, quiet=os.environ.get("RANK", "0") != "0")
@@ -29,6 +29,11 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 def printable(text: str) -> str:
     """`text` without what a terminal would obey, or could not show: escapes, lone surrogates."""
     return _CONTROL.sub("", text).encode("utf-8", "replace").decode()
+
+
+def warn(sentence: str) -> None:
+    """Say on stderr what is no mistake, but better known."""
+    errors.print(f"thinkgate: warning: {sentence}", soft_wrap=True, markup=False)
 
 
 class Meter:

@@ -253,7 +253,8 @@ class AsyncClient(_Base):
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._sdk.close()
+        if "_sdk" in vars(self):  # one that was never asked has nothing open
+            await self._sdk.close()
 
     async def model(self) -> str:
         """The model asked; looked up once where none was named."""

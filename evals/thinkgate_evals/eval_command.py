@@ -1,7 +1,7 @@
 """Examples:
 
 thinkgate eval runs/quickstart/grpo --suite arithmetic
-thinkgate eval production --suite gsm8k --data-dir data --limit 50
+thinkgate eval production --suite gsm8k,math500 --data-dir data --limit 50
 thinkgate eval production --suite jsonl:mine.jsonl --samples 4 --set sampling.temperature=0.6
 thinkgate eval production --suite lm:gsm8k,lm:ifeval --limit 50
 thinkgate eval https://api.example.com/v1 --model big --api-key-env EXAMPLE_KEY --suite math500
@@ -13,15 +13,15 @@ object a line, with "prompt" and "gold".
 
 import argparse
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
 
 from rich.markup import escape
 from rich.table import Table
 
-from thinkgate.console import console, errors, printable
+from thinkgate.console import console, printable, warn
 from thinkgate.errors import ConfigError, EndpointError
-from thinkgate_clients.client import Client, key_from
+from thinkgate_clients.client import Client, Failure, RequestFailed, key_from
 from thinkgate_evals import lm_harness
 from thinkgate_evals.lm_harness import LmPlan
 from thinkgate_evals.lm_scores import LmMeasurement, add_scores, record_scores
@@ -64,8 +64,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--suite",
         action="append",
         required=True,
-        help="shipped name, YAML file, jsonl:PATH, or lm:TASK for one of lm-eval's; may be given "
-        "several times",
+        help="shipped name, YAML file, jsonl:PATH, or lm:TASK for one of lm-eval's; several with "
+        "commas, or given several times",
     )
     parser.add_argument(
         "--out",
@@ -187,13 +187,11 @@ def warn_of_copies(measurements: Iterable[Measurement]) -> None:
         suite, rate = measured.loaded.suite, measured.summary.duplicate_rate
         if rate is None or rate.estimate < 1 or not suite.sampling.temperature:
             continue
-        errors.print(
-            f"thinkgate: warning: {suite.name}: every further answer repeats the first, word for "
+        warn(
+            f"{suite.name}: every further answer repeats the first, word for "
             f"word, in all of {rate.n:,} problems at temperature {suite.sampling.temperature:g}: "
             f"the endpoint ignores seeds or answers from a cache, and {suite.samples} samples are "
-            "worth 1",
-            soft_wrap=True,
-            markup=False,
+            "worth 1"
         )
 
 
@@ -203,11 +201,9 @@ def _warn_of_silence(measurements: Iterable[Measurement]) -> None:
         graded = [record for record in measured.records if record.graded]
         silent = sum(record.second_verdict is None for record in graded)
         if silent:
-            errors.print(
-                f"thinkgate: warning: {measured.loaded.name}: the second grader gave no verdict on "
-                f"{silent:,} of {len(graded):,} answers; run the same command again to ask again",
-                soft_wrap=True,
-                markup=False,
+            warn(
+                f"{measured.loaded.name}: the second grader gave no verdict on "
+                f"{silent:,} of {len(graded):,} answers; run the same command again to ask again"
             )
 
 
@@ -242,7 +238,7 @@ def _endpoint(
         model=model,
         digest=digest,
         api_key=key,
-        others=tuple(_same_model(url, model, digest, key) for url in _split(args.endpoints)),
+        others=tuple(_others(_split(args.endpoints), model, digest, key)),
     )
     folder = args.out or Path("runs/evals") / re.sub(r"[^A-Za-z0-9._-]+", "-", model)
     measurements = measure_endpoint(endpoint, suites, chosen, folder)
@@ -260,16 +256,26 @@ def _split(urls: str) -> list[str]:
     return [url for url in (part.strip() for part in urls.split(",")) if url]
 
 
-def _same_model(url: str, model: str, digest: str | None, key: str | None) -> str:
-    """The address in its normal form; ConfigError when it serves something else."""
-    with Client(url, model, api_key=key) as client:
-        offered = {m.id: m.digest for m in client.models()}
-    if model not in offered:
-        raise ConfigError(f"{client.base_url} offers {', '.join(offered)}, not {model}")
-    if offered[model] != digest and digest is not None:
-        other = (offered[model] or "with an unknown digest")[:22]
-        raise ConfigError(f"{client.base_url} serves a model {other}, not {digest[:12]}")
-    return client.base_url
+def _others(urls: Iterable[str], model: str, digest: str | None, key: str | None) -> Generator[str]:
+    """The addresses in their normal form, without those that are down.
+
+    ConfigError when one serves something else.
+    """
+    for url in urls:
+        with Client(url, model, api_key=key) as client:
+            try:
+                offered = {m.id: m.digest for m in client.models()}
+            except RequestFailed as error:
+                if error.failure is not Failure.UNREACHABLE:
+                    raise
+                warn(f"{error} It is left out")
+                continue
+        if model not in offered:
+            raise ConfigError(f"{client.base_url} offers {', '.join(offered)}, not {model}")
+        if offered[model] != digest and digest is not None:
+            other = (offered[model] or "with an unknown digest")[:22]
+            raise ConfigError(f"{client.base_url} serves a model {other}, not {digest[:12]}")
+        yield client.base_url
 
 
 def _results(name: str, measurements: Sequence[Measurement]) -> Results:

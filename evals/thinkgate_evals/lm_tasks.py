@@ -146,16 +146,19 @@ def tasks_folder() -> Path:
 
 
 def lm_names(suites: Iterable[str]) -> tuple[list[str], list[str]]:
-    """The suites without and with `lm:`, the latter bare; `lm:a,lm:b` is two, `lm:a,b` too."""
+    """The suites without and with `lm:`, the latter bare: `a,lm:b,lm:c`, or `a,lm:b,c`."""
     ours: list[str] = []
     theirs: list[str] = []
     for given in suites:
-        if given.startswith("lm:"):
-            theirs += [name.strip().removeprefix("lm:") for name in given.split(",")]
-        else:
-            ours.append(given)
+        names = [given] if given.startswith("jsonl:") else given.split(",")
+        kind = ours
+        for name in map(str.strip, names):
+            kind = theirs if name.startswith("lm:") else kind
+            kind.append(name.removeprefix("lm:") if kind is theirs else name)
     if "" in theirs:
         raise ConfigError("--suite lm: names no task; write it as lm:gsm8k")
+    if "" in ours:
+        raise ConfigError("--suite has an empty name; write several as gsm8k,math500")
     return ours, theirs
 
 

@@ -83,6 +83,9 @@ class Record(Config):
     answer_tokens: int | None = None
     latency_s: float | None = None
     request_id: str | None = None
+    endpoint: str | None = None
+    """The address that answered; None where the response cache did."""
+
     model_digest: str | None = None
     cached: bool = False
     """The answer was found in the response cache; its latency is of when it was asked."""

@@ -4,14 +4,15 @@ Owns concurrency, seeds, what a failed request means for the run, and progress. 
 made is the client's, what is correct the verifier's, what is kept the recording's.
 
 A failed measurement is never a wrong answer: a request that fails for good becomes an ERROR that
-is asked again on resuming, and a server that is gone stops the run.
+is asked again on resuming. A server that is gone leaves its work to the others of the same model;
+when none is left, the run stops.
 """
 
 import asyncio
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,13 +25,11 @@ from thinkgate.problems import Problem
 from thinkgate_clients.client import AsyncClient, Failure, Reply, RequestFailed
 from thinkgate_evals.cache import ResponseCache
 from thinkgate_evals.records import Record, Recording, Session
+from thinkgate_evals.replicas import Replicas
 from thinkgate_evals.stats import wilson
 from thinkgate_evals.suites import LoadedSuite
 
 __all__ = ["Endpoint", "missing", "run", "sample_seed"]
-
-GIVE_UP_AFTER = 20
-"""This many requests failing inside the server in a row, none succeeding, and the run stops."""
 
 BUDGET_SLACK = 64
 """Tokens beyond a thinking budget that ending the thought may take."""
@@ -136,8 +135,8 @@ class _Run:
         self._recording = recording
         self._samples = list(_open_samples(recording, loaded, limit))
         self._planned = len(loaded.planned(limit)) * loaded.suite.samples
+        self._replicas = Replicas((endpoint.base_url, *endpoint.others))
         self._cache: ResponseCache | None = None
-        self._failed_in_a_row = 0
         self._new: list[Record] = []
         done = recording.done.values()
         self._correct = sum(record.verdict is Verdict.CORRECT for record in done)
@@ -153,17 +152,19 @@ class _Run:
                 meter.set(self._planned - len(self._samples))
                 if endpoint.cache is not None:
                     self._cache = stack.enter_context(ResponseCache(endpoint.cache))
-                urls = (endpoint.base_url, *endpoint.others)
-                # A client for each worker: in a pool of many connections every request would look
+                # Clients for each worker: in a pool of many connections every request would look
                 # at all of them.
-                clients = [
-                    await stack.enter_async_context(self._client(urls[number % len(urls)]))
-                    for number in range(min(endpoint.concurrency, len(self._samples)))
+                workers = [
+                    [
+                        await stack.enter_async_context(self._client(url))
+                        for url in self._replicas.urls
+                    ]
+                    for _ in range(min(endpoint.concurrency, len(self._samples)))
                 ]
                 queue = iter(self._samples)
-                async with asyncio.TaskGroup() as workers:
-                    for client in clients:
-                        workers.create_task(self._work(client, queue, meter))
+                async with asyncio.TaskGroup() as group:
+                    for number, clients in enumerate(workers):
+                        group.create_task(self._work(number, clients, queue, meter))
         finally:
             self._close_session(time.perf_counter() - started)
 
@@ -177,10 +178,12 @@ class _Run:
             max_retries=endpoint.max_retries,
         )
 
-    async def _work(self, client: AsyncClient, queue: Iterator[_Sample], meter: Meter) -> None:
+    async def _work(
+        self, number: int, clients: Sequence[AsyncClient], queue: Iterator[_Sample], meter: Meter
+    ) -> None:
         """Take samples from the queue the workers share until it is empty."""
         for sample in queue:
-            record = await self._measure(client, sample)
+            record = await self._measure(number, clients, sample)
             self._recording.append(record)
             self._new.append(record)
             self._graded += record.graded
@@ -191,9 +194,10 @@ class _Run:
                 # A problem counts once, however many answers it has: never too narrow.
                 low, high = wilson(self._correct / self._graded, len(self._problems))
                 meter.note(f"accuracy {self._correct / self._graded:.1%} ({low:.0%} to {high:.0%})")
-            self._stop_if_hopeless(record)
 
-    async def _measure(self, client: AsyncClient, sample: _Sample) -> Record:
+    async def _measure(
+        self, number: int, clients: Sequence[AsyncClient], sample: _Sample
+    ) -> Record:
         suite, problem = self._loaded.suite, sample.problem
         messages = suite.prompt.messages(problem.prompt)
         seed = sample_seed(suite.sampling.seed, problem.id, sample.repeat)
@@ -207,34 +211,52 @@ class _Run:
             "gold": problem.gold,
         }
         try:
-            reply, cached = await self._ask(client, messages, sampling)
+            reply, url = await self._ask_any(number, clients, messages, sampling)
         except RequestFailed as error:
-            if error.failure in (Failure.UNREACHABLE, Failure.REFUSED):
+            if error.failure is Failure.REFUSED:
                 raise
-            self._failed_in_a_row += error.failure is Failure.FAILING
             failed = {"verdict": Verdict.ERROR, "error": str(error)}
             return Record.model_validate(asked | failed)
-        self._failed_in_a_row = 0
-        self._check_digest(client, reply)
-        self._check_budget(client, reply)
         # In a thread: a hard comparison may take seconds, and the other requests go on.
         verdict, extracted = await asyncio.to_thread(_grade, reply.answer, problem.gold)
-        return _answered({**asked, "cached": cached}, reply, verdict, extracted)
+        about = {**asked, "cached": url is None, "endpoint": url}
+        return _answered(about, reply, verdict, extracted)
+
+    async def _ask_any(
+        self,
+        number: int,
+        clients: Sequence[AsyncClient],
+        messages: list[dict[str, str]],
+        sampling: Mapping[str, Any],
+    ) -> tuple[Reply, str | None]:
+        """The answer, and the address it is from; RequestFailed where it failed at all of them."""
+        failure: RequestFailed | None = None
+        for client in self._replicas.order(number, clients):
+            try:
+                return await self._ask(client, messages, sampling)
+            except RequestFailed as error:
+                self._replicas.failed(client.base_url, error)
+                failure = error
+        assert failure is not None
+        raise failure
 
     async def _ask(
         self, client: AsyncClient, messages: list[dict[str, str]], sampling: Mapping[str, Any]
-    ) -> tuple[Reply, bool]:
-        """The answer, and whether it was in the cache."""
-        if self._cache is None:
-            return await _ask(client, messages, sampling), False
-        key = ResponseCache.key(self._endpoint.identity, messages, sampling)
-        kept = self._cache.get(key) if self._endpoint.read_cache else None
-        if kept is not None:
-            return kept, True
+    ) -> tuple[Reply, str | None]:
+        """The answer, and the address it is from; None for the cache."""
+        key = None
+        if self._cache is not None:
+            key = ResponseCache.key(self._endpoint.identity, messages, sampling)
+            kept = self._cache.get(key) if self._endpoint.read_cache else None
+            if kept is not None:
+                return kept, None
         reply = await _ask(client, messages, sampling)
+        self._replicas.answered(client.base_url)
         self._check_digest(client, reply)  # before it is kept under the wrong weights
-        self._cache.put(key, reply)
-        return reply, False
+        self._check_budget(client, reply)
+        if self._cache is not None and key is not None:
+            self._cache.put(key, reply)
+        return reply, client.base_url
 
     def _check_digest(self, client: AsyncClient, reply: Reply) -> None:
         expected, found = self._endpoint.digest, reply.model_digest
@@ -250,10 +272,6 @@ class _Run:
                 f"{client.base_url} does not keep to thinking_budget {budget}: a thought had "
                 f"{used} tokens; leave sampling.thinking_budget away"
             )
-
-    def _stop_if_hopeless(self, record: Record) -> None:
-        if self._failed_in_a_row >= GIVE_UP_AFTER:
-            raise EndpointError(f"{self._failed_in_a_row} requests in a row failed: {record.error}")
 
     def _close_session(self, seconds: float) -> None:
         answered = [r for r in self._new if r.error is None and not r.cached]
