@@ -7,28 +7,34 @@ Goals, for the quickstart's GRPO run on one thread, against GRPOTrainer built di
   4. as shipped: at most 1.2 times its peak memory, every process counted;
   5. as shipped: after equal steps, sampled accuracy at most 0.05 below its.
 
-    python bench/grpo.py [--base DIR] [--check] [--quick] [--steps 20] [--repeats 3] [--arms ...]
+    python bench/grpo.py [--base DIR] [--check] [--quick] [--steps 40] [--arms ...]
 
 Without `--base` the cold start is trained first (`thinkgate train quickstart-sft`, some minutes).
-Every run is a process of its own, on one thread, and saves ten states. Rounds interleave the arms,
-ratios are taken within a round, and the median of the rounds decides. Speed is judged by the
-processor's seconds in `Trainer.train()`, which other work on the machine stretches less than the
-clock's; both are shown. `sample` is the bare trainer with our generation and its canary,
-`continuous` (run it with `--arms trl continuous`) with TRL's continuous batching.
+Every arm is a process of its own, on one thread, and saves ten states. They take turns step by
+step, so that each step meets the same machine as the same step of bare TRL, whose very rollouts the
+watched arm draws too. Speed is judged by the processor's seconds of an arm and its children, which
+other work stretches less than the clock's; the intervals, of 95 %, come from resampled steps.
+`sample` is the bare trainer with our generation and its canary, `continuous` (run it with
+`--arms trl continuous`) with TRL's continuous batching.
 """
 
 import argparse
 import json
 import os
+import random
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import psutil
 from quickstart_seeds import PeakMemory
 from rich.console import Console
 from rich.table import Table
@@ -49,6 +55,7 @@ ARMS = {
 }
 DEFAULT_ARMS = ("trl", "watched", "shipped", "sample")
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+RESAMPLES = 2000
 
 
 def main() -> int:
@@ -56,25 +63,25 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--base", type=Path, help="cold-start checkpoint")
     parser.add_argument("--check", action="store_true", help="exit 1 where a goal is missed")
-    parser.add_argument("--quick", action="store_true", help="one round of 5 steps")
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="4 steps, from a short cold start")
+    parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(DEFAULT_ARMS))
-    parser.add_argument("--run", choices=ARMS, help=argparse.SUPPRESS)  # one run, in its process
+    parser.add_argument("--run", choices=ARMS, help=argparse.SUPPRESS)  # one arm, in its process
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--turns", type=int, help=argparse.SUPPRESS)  # a file descriptor
     args = parser.parse_args()
     if args.run:
-        run_arm(args.run, args.base, args.steps, args.out)
+        run_arm(args.run, args.base, args.steps, args.out, Connection(args.turns))
         return 0
     print("\n".join((__doc__ or "").splitlines()[2:8]), end="\n\n")
-    steps, repeats = (5, 1) if args.quick else (args.steps, args.repeats)
+    steps = 4 if args.quick else args.steps
     with tempfile.TemporaryDirectory() as name:
-        base = args.base or cold_start(Path(name) / "base", 40 if args.quick else 600)
-        rounds = [
-            {arm: measure(arm, base.resolve(), steps, Path(name) / arm) for arm in args.arms}
-            for _ in range(repeats)
-        ]
-    rows = [summary(arm, rounds) for arm in args.arms]
+        base = args.base or cold_start(Path(name) / "base", 20 if args.quick else 600)
+        arms = [Arm(arm, base.resolve(), steps, Path(name) / arm) for arm in args.arms]
+        take_turns(arms, steps)
+        for arm in arms:
+            arm.finish()
+    rows = [summary(arm, arms) for arm in arms]
     show(rows)
     missed = missed_goals({row["arm"]: row for row in rows})
     print("goals met" if not missed else f"MISSED: {'; '.join(missed)}")
@@ -85,68 +92,119 @@ def main() -> int:
 def cold_start(out: Path, steps: int) -> Path:
     """The quickstart's base, or a beginning of it: speed hardly depends on what it knows."""
     command = [sys.executable, "-m", "thinkgate", "train", "quickstart-sft", "--out", str(out)]
-    command.append(f"trl.max_steps={steps}")
+    command += [f"trl.max_steps={steps}", f"data.count={64 * steps}"]
     subprocess.run(command, check=True, env={**os.environ, **ONE_THREAD})
     return out
 
 
-def measure(arm: str, base: Path, steps: int, out: Path) -> dict[str, Any]:
-    """One run in a process of its own: samples per second, peak MiB, accuracy by step."""
-    command = [sys.executable, __file__, "--run", arm, "--base", str(base), "--out", str(out)]
-    chosen = {"THINKGATE_GENERATION": "trl"} if arm == "watched" else {}
-    process = subprocess.Popen(
-        [*command, "--steps", str(steps)],
-        env={**os.environ, **ONE_THREAD, **chosen},
-        stdout=subprocess.DEVNULL,
-    )
-    peak = PeakMemory(process.pid)
-    code, peak_bytes = process.wait(), peak.stop()
-    if code:
-        raise SystemExit(f"{ARMS[arm]}: exit {code}")
-    seen: dict[str, Any] = json.loads((out / "seen.json").read_text())
-    run = {
-        "per_cpu_s": seen["samples"] / seen["cpu_s"],
-        "per_s": seen["samples"] / seen["wall_s"],
-        "generated_per_cpu_s": seen["samples"] / seen["generation_cpu_s"],
-        "peak_mib": peak_bytes / 2**20,
-        "accuracy": seen["accuracy"],
-    }
-    print(
-        f"{ARMS[arm]}: {run['per_cpu_s']:.1f} samples a CPU second, {run['per_s']:.1f} a second",
-        file=sys.stderr,
-    )
-    return run
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What one step took, its logs and saved states included."""
+
+    cpu_s: float
+    """Of the process and all its children."""
+    generation_cpu_s: float
+    wall_s: float
 
 
-def run_arm(arm: str, base: Path, steps: int, out: Path) -> None:
-    """In its own process: train, and leave what was measured in `seen.json`."""
+class Arm:
+    """A run in a process of its own that takes one step at a time."""
+
+    def __init__(self, name: str, base: Path, steps: int, out: Path) -> None:
+        self.name = name
+        self.turns: list[Turn] = []
+        self.samples, self.peak_mib = 0, 0.0
+        self.accuracy: list[float] = []
+        self._run, child = Pipe()
+        command = [sys.executable, __file__, "--run", name, "--base", str(base), "--out", str(out)]
+        command += ["--steps", str(steps), "--turns", str(child.fileno())]
+        chosen = {"THINKGATE_GENERATION": "trl"} if name == "watched" else {}
+        self._process = subprocess.Popen(
+            command,
+            env={**os.environ, **ONE_THREAD, **chosen},
+            stdout=subprocess.DEVNULL,
+            pass_fds=[child.fileno()],
+        )
+        child.close()
+        self._peak = PeakMemory(self._process.pid)
+        self._spent = (0.0, 0.0)
+
+    def load(self) -> None:
+        """Wait until its first step can begin."""
+        self._spent = self._said()
+
+    def step(self) -> None:
+        """Let it take the next step, and wait until it has."""
+        began, before = time.perf_counter(), self._spent
+        self._run.send("go")
+        self._spent = self._said()
+        cpu, generation = (b - a for a, b in zip(before, self._spent, strict=True))
+        self.turns.append(Turn(cpu, generation, time.perf_counter() - began))
+
+    def finish(self) -> None:
+        """After its last step: its accuracies, samples per step and peak memory."""
+        self._run.send("go")
+        self.accuracy, self.samples = self._said()
+        code, self.peak_mib = self._process.wait(), self._peak.stop() / 2**20
+        if code:
+            raise SystemExit(f"{ARMS[self.name]}: exit {code}")
+
+    def _said(self) -> Any:
+        try:
+            return self._run.recv()
+        except EOFError:
+            raise SystemExit(f"{ARMS[self.name]}: exit {self._process.wait()}") from None
+
+
+def take_turns(arms: list[Arm], steps: int) -> None:
+    """Every arm's first step, every arm's second, and so on; another arm begins each time."""
+    for arm in arms:
+        arm.load()
+    for number in range(steps):
+        first = number % len(arms)
+        for arm in arms[first:] + arms[:first]:
+            arm.step()
+        print(f"\rstep {number + 1} of {steps}", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+
+
+def run_arm(arm: str, base: Path, steps: int, out: Path, parent: Connection) -> None:
+    """In its own process: train, taking each step when the parent says so."""
     from thinkgate_train.models import prepare_libraries
 
     prepare_libraries()
-    from transformers import Trainer
+    from transformers import Trainer, TrainerCallback
     from trl import GRPOTrainer
 
     out.mkdir(exist_ok=True)
-    trained: list[Any] = []
-    original: Any = Trainer.train
-
-    def timed(self: Any, *args: Any, **named: Any) -> Any:
-        wall, cpu = time.perf_counter(), time.process_time()
-        result = original(self, *args, **named)
-        trained[:] = [self, time.perf_counter() - wall, time.process_time() - cpu]
-        return result
-
-    generation = 0.0
+    train: Any = Trainer.train
     generate: Any = GRPOTrainer._generate
+    generation = 0.0
+
+    def hand_over() -> None:
+        parent.send((cpu_seconds(), generation))
+        parent.recv()
+
+    class Turns(TrainerCallback):
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            hand_over()
+
+    def taking_turns(self: Any, *args: Any, **named: Any) -> Any:
+        self.add_callback(Turns())
+        result = train(self, *args, **named)
+        hand_over()
+        accuracy = [row[ACCURACY] for row in self.state.log_history if ACCURACY in row]
+        parent.send((accuracy, self.args.generation_batch_size))
+        return result
 
     def timed_generation(self: Any, *args: Any, **named: Any) -> Any:
         nonlocal generation
-        cpu = time.process_time()
+        before = cpu_seconds()
         result = generate(self, *args, **named)
-        generation += time.process_time() - cpu
+        generation += cpu_seconds() - before
         return result
 
-    Trainer.train, GRPOTrainer._generate = timed, timed_generation
+    Trainer.train, GRPOTrainer._generate = taking_turns, timed_generation
     if arm in ("watched", "shipped"):
         from thinkgate.cli import main as thinkgate
 
@@ -155,15 +213,12 @@ def run_arm(arm: str, base: Path, steps: int, out: Path) -> None:
             raise SystemExit(code)
     else:
         train_bare(arm, base, steps, out)
-    trainer, wall_s, cpu_s = trained
-    seen = {
-        "samples": steps * trainer.args.generation_batch_size,
-        "wall_s": wall_s,
-        "cpu_s": cpu_s,
-        "generation_cpu_s": generation,
-        "accuracy": [row[ACCURACY] for row in trainer.state.log_history if ACCURACY in row],
-    }
-    (out / "seen.json").write_text(json.dumps(seen))
+
+
+def cpu_seconds() -> float:
+    """Processor time of this process and its children so far: verifiers are children."""
+    children = psutil.Process().children(recursive=True)
+    return time.process_time() + sum(sum(child.cpu_times()[:2]) for child in children)
 
 
 ACCURACY = "rewards/correctness/mean"
@@ -234,57 +289,68 @@ def closed(completions: Sequence[Any], **_: Any) -> list[float]:
     return [float(s.status is SplitStatus.CLOSED and bool(s.answer)) for s in splits]
 
 
-def summary(arm: str, rounds: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:
-    """Medians over the rounds, and ratios to bare TRL of the same round."""
-    runs = [one[arm] for one in rounds]
+def summary(arm: Arm, arms: list[Arm]) -> dict[str, Any]:
+    """Rates over all steps, and ratios to bare TRL's in the same steps."""
+    count = arm.samples * len(arm.turns)
+    cpu, wall, generation = (
+        [getattr(turn, name) for turn in arm.turns]
+        for name in ("cpu_s", "wall_s", "generation_cpu_s")
+    )
+    # The last quarter of the steps: a single one is 128 coin flips.
+    last = arm.accuracy[-max(1, len(arm.accuracy) // 4) :]
     row: dict[str, Any] = {
-        "arm": arm,
-        **{
-            name: round(statistics.median(run[name] for run in runs), 1)
-            for name in ("per_cpu_s", "per_s", "generated_per_cpu_s", "peak_mib")
-        },
-        # The last quarter of the steps: a single one is 128 coin flips.
-        "accuracy": round(
-            statistics.fmean(
-                x for run in runs for x in run["accuracy"][-max(1, len(run["accuracy"]) // 4) :]
-            ),
-            3,
-        ),
+        "arm": arm.name,
+        "per_cpu_s": round(count / sum(cpu), 1),
+        "per_s": round(count / sum(wall), 1),
+        "generated_per_cpu_s": round(count / sum(generation), 1),
+        "peak_mib": round(arm.peak_mib, 1),
+        "accuracy": round(statistics.fmean(last), 3),
     }
-    for ratio, name in (
-        ("speed", "per_cpu_s"),
-        ("wall_speed", "per_s"),
-        ("generation", "generated_per_cpu_s"),
-        ("memory", "peak_mib"),
+    bare = next((other for other in arms if other.name == "trl"), None)
+    if bare is None:
+        return row
+    row["memory"] = round(arm.peak_mib / bare.peak_mib, 3)
+    for ratio, own, theirs in (
+        ("speed", cpu, [turn.cpu_s for turn in bare.turns]),
+        ("wall_speed", wall, [turn.wall_s for turn in bare.turns]),
+        ("generation", generation, [turn.generation_cpu_s for turn in bare.turns]),
     ):
-        ratios = [one[arm][name] / one["trl"][name] for one in rounds if "trl" in one]
-        if ratios:
-            row[ratio] = round(statistics.median(ratios), 3)
-            row[f"{ratio}_range"] = [round(min(ratios), 3), round(max(ratios), 3)]
+        row[ratio], row[f"{ratio}_interval"] = paired_ratio(theirs, own)
     return row
+
+
+def paired_ratio(theirs: Sequence[float], own: Sequence[float]) -> tuple[float, list[float]]:
+    """Sum over sum, and its 95 % interval: both are resampled together, pair by pair."""
+    pairs, draw = list(zip(theirs, own, strict=True)), random.Random(0)
+    ratios = sorted(
+        sum(a for a, _ in sample) / sum(b for _, b in sample)
+        for sample in (draw.choices(pairs, k=len(pairs)) for _ in range(RESAMPLES))
+    )
+    low, high = ratios[RESAMPLES // 40], ratios[-RESAMPLES // 40]
+    return round(sum(theirs) / sum(own), 3), [round(low, 3), round(high, 3)]
 
 
 def show(rows: list[dict[str, Any]]) -> None:
     """The table."""
     table = Table(
-        "", "per CPU s", "x TRL", "rounds", "per s", "generation", "rounds", "peak MiB", "accuracy"
+        "", "per CPU s", "x TRL", "95 %", "per s", "generation", "95 %", "peak MiB", "accuracy"
     )
     missing = float("nan")
     for row in rows:
-        low, high = row.get("speed_range", (missing, missing))
-        slowest, fastest = row.get("generation_range", (missing, missing))
+        low, high = row.get("speed_interval", (missing, missing))
+        slowest, fastest = row.get("generation_interval", (missing, missing))
         table.add_row(
             ARMS[row["arm"]],
             f"{row['per_cpu_s']:.1f}",
-            f"{row.get('speed', missing):.2f}",
-            f"{low:.2f}-{high:.2f}",
-            f"{row['per_s']:.1f}",
+            f"{row.get('speed', missing):.3f}",
+            f"{low:.3f}-{high:.3f}",
+            f"{row['per_s']:.1f} (x {row.get('wall_speed', missing):.2f})",
             f"x {row.get('generation', missing):.2f}",
             f"{slowest:.2f}-{fastest:.2f}",
-            f"{row['peak_mib']:.0f} (x{row.get('memory', missing):.2f})",
+            f"{row['peak_mib']:.0f} (x {row.get('memory', missing):.2f})",
             f"{row['accuracy']:.3f}",
         )
-    Console(width=120).print(table)
+    Console(width=130).print(table)
 
 
 def missed_goals(rows: dict[str, dict[str, Any]]) -> list[str]:

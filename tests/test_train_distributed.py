@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,6 +33,11 @@ def launch(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    lines = load_checkpoint(folder).meta("metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
 @pytest.mark.slow
 def test_two_processes_train_one_checkpoint_by_sft_and_then_grpo(tmp_path: Path) -> None:
     base, out = tmp_path / "base", tmp_path / "grpo"
@@ -47,7 +53,12 @@ def test_two_processes_train_one_checkpoint_by_sft_and_then_grpo(tmp_path: Path)
     ]
     done = launch("train", "quickstart-grpo", f"model.path={base}", *settings, "--out", str(out))
     assert done.returncode == 0, done.stderr
-    checkpoint = load_checkpoint(out)
-    rows = [json.loads(line) for line in checkpoint.meta("metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows if "reward" in row] == [1, 2]
-    assert checkpoint.manifest.parent == load_checkpoint(base).digest
+    assert [row["step"] for row in metrics(out) if "reward" in row] == [1, 2]
+    assert load_checkpoint(out).manifest.parent == load_checkpoint(base).digest
+    # Groups whole in each process, for what exchanges them.
+    settings += ["trl.num_generations=4", "prepare.dynamic_sampling=2", "rewards=[{name: random}]"]
+    command = ["train", "quickstart-grpo", f"model.path={base}", *settings]
+    done = launch(*command, "--out", str(tmp_path / "dynamic"))
+    assert done.returncode == 0, done.stderr
+    rows = metrics(tmp_path / "dynamic")
+    assert all(0 <= row["resampled"] <= 1 for row in rows if "reward" in row)

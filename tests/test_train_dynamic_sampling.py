@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from thinkgate.cli import main
-from thinkgate.errors import ConfigError
 from thinkgate.records import read_records
 from thinkgate_train.dynamic_sampling import with_dynamic_sampling
 
@@ -30,6 +29,7 @@ class Scripted:
         self.train_dataset = [{"prompt": str(n)} for n in range(50)]
         self._metrics: Any = {"train": defaultdict(list)}
         self._tokenizer = SimpleNamespace(pad_token_id=PAD)
+        self.accelerator = SimpleNamespace(gather=torch.atleast_1d, process_index=0, device="cpu")
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         self.asked.append(len(inputs))
@@ -92,10 +92,39 @@ def test_informative_batches_and_evaluation_are_left_alone() -> None:
     assert trainer._generate_and_score_completions([]) is dull
 
 
-def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_processes_sample_again_together_and_count_together() -> None:
+    """The other process lacks two groups where this one lacks none: it samples along in vain."""
+
+    def gather(own: torch.Tensor) -> torch.Tensor:
+        return torch.cat([torch.atleast_1d(own), torch.tensor([2])])
+
+    good = batch((1, DIFFERENT), (2, DIFFERENT))
+    trainer = with_dynamic_sampling(Scripted, 1)(good, batch((3, DIFFERENT), (4, DIFFERENT)))
+    trainer.accelerator.gather = gather
+    made = trainer._generate_and_score_completions([{"prompt": "x"}] * 4)
+    assert trainer.asked == [4, 4]
+    assert made["completion_ids"].tolist() == good["completion_ids"].tolist()
+    assert made["num_items_in_batch"] == 12 + 2
+    assert trainer._metrics["train"]["resampled"] == [0.5]  # 2 of 4
+
+
+def test_processes_draw_other_prompts_each() -> None:
+    asked: list[list[dict[str, Any]]] = []
+    for process in (0, 1):
+        trainer = with_dynamic_sampling(Scripted, 1)()
+        trainer.accelerator.process_index = process
+        asked.append(trainer._other_prompts(8, 0))
+    assert asked[0] != asked[1]
+
+
+def test_a_group_spread_over_processes_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match="dynamic_sampling works in one process"):
-        with_dynamic_sampling(Scripted, 1)
+    settings = ["prepare.dynamic_sampling=2", "trl.per_device_train_batch_size=4"]
+    assert main(["train", "quickstart-grpo", *settings, "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert "groups of 8 do not divide the 4 rollouts of each" in said and said.count("\n") == 1
 
 
 @pytest.mark.slow

@@ -61,6 +61,8 @@ def test_keys_of_older_tutorials_are_moved_where_their_meaning_lives_now() -> No
         ("quickstart-grpo", "trl.seed=3", "set 'seed' at the top"),
         ("quickstart-grpo", "trl.num_generations=1", "num_generations is 1; use"),
         ("quickstart-grpo", "trl.auto_find_batch_size=true", "trl: auto_find_batch_size is not"),
+        ("quickstart-sft", "trl.report_to=wndb", "no tracker 'wndb'; did you mean 'wandb'?"),
+        ("quickstart-sft", "trl.report_to=[clearml]", "clearml is not installed; pip install"),
         ("quickstart-sft", "model.path=x", "exactly one of 'path', 'scratch' and 'recipe'"),
         ("quickstart-grpo", "rewards=[{name: corectness}]", "did you mean 'correctness'?"),
         ("quickstart-grpo", "rewards=[]", "method 'grpo' needs 'rewards'"),

@@ -63,6 +63,7 @@ def test_sft_learns_and_leaves_a_complete_checkpoint(cold_start: Checkpoint) -> 
 def test_grpo_goes_on_from_the_cold_start(cold_start: Checkpoint, tmp_path: Path) -> None:
     out = tmp_path / "grpo"
     small = ["trl.max_steps=2", "trl.per_device_train_batch_size=16", "data.count=32"]
+    small.append("trl.report_to=tensorboard")
     arguments = ["train", "quickstart-grpo", f"model.path={cold_start.path}", *small]
     assert main([*arguments, "--out", str(out)]) == 0
     checkpoint = load_checkpoint(out)
@@ -74,6 +75,7 @@ def test_grpo_goes_on_from_the_cold_start(cold_start: Checkpoint, tmp_path: Path
     assert {"reward", "accuracy", "format", "thinking_tokens", "step_share", "truncated"} <= set(
         row
     )
+    assert list((tmp_path / "tensorboard" / "grpo").glob("events.out.tfevents.*"))
     assert not list(out.glob("adapter*"))  # merged: any loader takes it
 
     from transformers import AutoModelForCausalLM, AutoTokenizer

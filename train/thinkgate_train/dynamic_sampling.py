@@ -2,13 +2,13 @@
 
 Such groups have advantage 0, so they cost a rollout and teach nothing; DAPO (arXiv 2503.14476,
 section 3.2) fills the batch with groups that differ. Owns the exchange of rows in a generated
-batch; knows no reward and no loss.
+batch; knows no reward and no loss. Each of several processes exchanges groups of its own, which it
+must hold whole (`trl_options.py` sees to that); all sample again together, equally much.
 """
 
 import random
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
-
-from thinkgate.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
@@ -40,15 +40,27 @@ class DynamicSampling:
         exchanged = 0
         for turn in range(self.rounds):
             dull = self._groups(batch, informative=False)
-            if not dull:
+            # The most that any process lacks: sampling and scoring are done by all together.
+            wanted = max(self._everywhere(len(dull)))
+            if not wanted:
                 break
-            other = trl._generate_and_score_completions(self._other_prompts(len(dull), turn))
+            other = trl._generate_and_score_completions(self._other_prompts(wanted, turn))
             pairs = list(zip(dull, self._groups(other, informative=True), strict=False))
             batch = _exchanged(batch, other, pairs, self.num_generations, self._tokenizer)
             exchanged += len(pairs)
+        if "num_items_in_batch" in batch:
+            tokens = self.accelerator.gather(batch["completion_mask"].sum())
+            batch["num_items_in_batch"] = tokens.sum()
         groups = len(batch["advantages"]) // self.num_generations
-        self._metrics["train"]["resampled"].append(exchanged / groups)
+        self._metrics["train"]["resampled"].append(fmean(self._everywhere(exchanged)) / groups)
         return batch
+
+    def _everywhere(self, number: int) -> list[int]:
+        """The number of each process."""
+        import torch
+
+        own = torch.tensor([number], device=self.accelerator.device)
+        return self.accelerator.gather(own).tolist()
 
     def _groups(self, batch: dict[str, Any], *, informative: bool) -> list[int]:
         """Numbers of the groups that have, or have not, an advantage to learn from."""
@@ -58,22 +70,16 @@ class DynamicSampling:
         return [number for number, one in enumerate(differs) if one is informative]
 
     def _other_prompts(self, groups: int, turn: int) -> list[dict[str, Any]]:
-        """Rows of `groups` prompts, each as often as a group is large; a resumed run draws the
-        same ones."""
-        draw = random.Random(f"{self.args.seed} {self.state.global_step} {turn}")
+        """Rows of `groups` prompts, each as often as a group is large; others in each process, and
+        the same ones in a resumed run."""
+        process = self.accelerator.process_index
+        draw = random.Random(f"{self.args.seed} {self.state.global_step} {turn} {process}")
         rows = [self.train_dataset[draw.randrange(len(self.train_dataset))] for _ in range(groups)]
         return [row for row in rows for _ in range(self.num_generations)]
 
 
 def with_dynamic_sampling(trainer_class: Any, rounds: int) -> Any:
     """`trainer_class` (TRL's GRPOTrainer or RLOOTrainer) with `rounds` further tries per batch."""
-    import os
-
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError(
-            "prepare.dynamic_sampling works in one process: several would exchange different "
-            "numbers of groups; drop it, or use prepare.curriculum"
-        )
     return type(trainer_class.__name__, (DynamicSampling, trainer_class), {"rounds": rounds})
 
 
@@ -103,8 +109,6 @@ def _exchanged(
         for mine, theirs in pairs:
             old[mine * size : (mine + 1) * size] = new[theirs * size : (theirs + 1) * size]
         result[name] = old
-    if "num_items_in_batch" in result:
-        result["num_items_in_batch"] = result["completion_mask"].sum()
     return result
 
 

@@ -45,7 +45,8 @@ def prepare_libraries() -> None:
     datasets.disable_progress_bars()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    logging.getLogger("trl").setLevel(logging.ERROR)
+    for name in ("trl", "huggingface_hub"):  # the latter announces every try to connect
+        logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"(torch|transformers|trl|peft|accelerate)\b.*")
 
 
@@ -137,7 +138,7 @@ def _explained(source: str) -> Generator[None]:
     try:
         yield
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0].rstrip(".")
         raise CheckpointError(
             f"model.path '{source}': cannot load it: {reason}; give a checkpoint folder, or the id "
             "of a Hub model where the Hub can be reached"

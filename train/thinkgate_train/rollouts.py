@@ -1,13 +1,14 @@
 """Rollouts in step with the policy: a faster generation for TRL's trainers on CPU, and its canary.
 
 Owns the trainers that generate with `decoding.sample` (`with_rollouts`), the comparison of the
-generating engine's log-probabilities with the trainer's, and the refusal of sampling for which the
-gradient is not corrected. Rewards and losses are TRL's, untouched.
+generating engine's log-probabilities with the trainer's, the refusal of sampling for which the
+gradient is not corrected, and the order of prompts in a resumed run. Rewards and losses are TRL's,
+untouched.
 """
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from thinkgate.errors import ConfigError
@@ -39,9 +40,15 @@ class Rollouts:
     model_wrapped: Any
     use_vllm: bool
     eos_token_ids: list[int]
+    state: Any
     _metrics: Any
     _tokenizer: Any
     _returns_logps: bool
+
+    def _get_train_sampler(self, *dataset: Any) -> "OrderOfEpoch":
+        """TRL's hook: which prompts come when."""
+        trl: Any = super()
+        return OrderOfEpoch(trl._get_train_sampler(*dataset), lambda: int(self.state.epoch or 0))
 
     def own_generation_obstacle(self) -> str | None:
         """Why TRL's generation is used; None where ours is."""
@@ -162,6 +169,29 @@ class Rollouts:
         finally:
             self.model.train(was_training)
         return logps[said.bool().to(device)]
+
+
+class OrderOfEpoch:
+    """TRL's sampler, in the order that it has in the epoch a run is in.
+
+    Its random state moves on by a permutation with each epoch and is in no saved state, so that a
+    run resumed in its second epoch would get the order of the first once more.
+    """
+
+    def __init__(self, sampler: Any, epoch: Callable[[], int]) -> None:
+        self._sampler, self._epoch = sampler, epoch
+
+    def __iter__(self) -> Iterator[int]:
+        import torch
+
+        if self._sampler.shuffle:
+            order = self._sampler.generator.manual_seed(self._sampler.seed)
+            for _ in range(self._epoch()):
+                torch.randperm(self._sampler.num_samples, generator=order)
+        return iter(self._sampler)
+
+    def __len__(self) -> int:
+        return len(self._sampler)
 
 
 def with_rollouts(trainer_class: Any) -> Any:

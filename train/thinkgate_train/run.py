@@ -141,6 +141,7 @@ def train(
                 ],
             ),
         )
+        _keep_tensorboard(trainer, out)
         try:
             with interruption.watching():
                 trainer.train(resume_from_checkpoint=str(state.checkpoint(step)) if step else None)
@@ -276,6 +277,15 @@ def _finish(
             keys | inherited,
         )
     shutil.rmtree(state.folder, ignore_errors=True)
+
+
+def _keep_tensorboard(trainer: Any, out: Path) -> None:
+    """Beside the result: by default its logs lie in the hidden folder and go with it in the end."""
+    from transformers.integrations import TensorBoardCallback
+
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
+            callback.logging_dir = str(out.parent / "tensorboard" / out.name)
 
 
 def _only_adapter(_: str, names: list[str]) -> set[str]:

@@ -5,6 +5,7 @@ that would otherwise fail in the middle. Knows no data and no model.
 """
 
 import dataclasses
+import os
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from thinkgate.config import nearest
@@ -20,7 +21,7 @@ __all__ = ["trl_config"]
 # Keys that mean something else now, and what to write instead. Those whose meaning is clear are
 # accepted by `recipe.OLD_KEYS`.
 REMOVED = {
-    "logging_dir": "set the environment variable TENSORBOARD_LOGGING_DIR",
+    "logging_dir": "drop it; set the environment variable TENSORBOARD_LOGGING_DIR if you must",
     "overwrite_output_dir": "drop it; --force replaces a finished run",
     "output_dir": "use --out on the command line",
     "seed": "set 'seed' at the top of the recipe",
@@ -34,6 +35,8 @@ PLAIN = {int, float, bool, str, type(None)}
 def trl_config(recipe: Recipe, output_dir: str) -> "TrainingArguments":
     """The config object; ConfigError names an unknown key or what its class says is wrong."""
     import torch
+
+    _require_trackers(recipe)
 
     kind: Any = _config_class(recipe.method)
     known = {field.name for field in dataclasses.fields(kind) if field.init}
@@ -51,7 +54,8 @@ def trl_config(recipe: Recipe, output_dir: str) -> "TrainingArguments":
     defaults: dict[str, Any] = {} if torch.cuda.is_available() else {"use_cpu": True, "bf16": False}
     # Ten states a run, of which the last two are kept: what --resume goes on from.
     saved = {"save_strategy": "steps", "save_steps": 0.1, "save_total_limit": 2}
-    quiet = {"report_to": "none", "logging_steps": 1}
+    # A tracker would call the run after its hidden folder.
+    quiet = {"report_to": "none", "logging_steps": 1, "run_name": recipe.name}
     fixed: dict[str, Any] = {"output_dir": output_dir, "seed": recipe.seed, "disable_tqdm": True}
     if recipe.method in RL_METHODS:
         fixed["reward_weights"] = [reward.weight for reward in recipe.rewards]
@@ -115,9 +119,34 @@ def _check_groups(recipe: Recipe, kind: Any) -> None:
             f"{group}; set trl.per_device_train_batch_size to a multiple of "
             f"trl.num_generations, for example {max(group, batch // group * group)}"
         )
+    if recipe.prepare.dynamic_sampling and batch // _processes() % group:
+        raise ConfigError(
+            f"{recipe.name}: prepare.dynamic_sampling exchanges whole groups within a process, and "
+            f"groups of {group} do not divide the {batch // _processes()} rollouts of each; set "
+            "trl.per_device_train_batch_size to a multiple of trl.num_generations"
+        )
+
+
+def _require_trackers(recipe: Recipe) -> None:
+    """ConfigError for a tracker in trl.report_to that does not exist or is not installed."""
+    from transformers.integrations import get_available_reporting_integrations
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+    asked = recipe.trl.get("report_to") or ()
+    for name in [asked] if isinstance(asked, str) else asked:
+        if name in ("all", "none"):
+            continue
+        if name not in INTEGRATION_TO_CALLBACK:
+            known = nearest(str(name), INTEGRATION_TO_CALLBACK)
+            raise ConfigError(
+                f"{recipe.name}: trl.report_to: there is no tracker '{name}'; {known}"
+            )
+        if name not in get_available_reporting_integrations():
+            raise ConfigError(
+                f"{recipe.name}: trl.report_to: {name} is not installed; pip install {name}, or "
+                "drop the key"
+            )
 
 
 def _processes() -> int:
-    import os
-
     return int(os.environ.get("WORLD_SIZE", "1"))
