@@ -8,10 +8,12 @@ look for a thought or grade an answer, ours go through the splitter and the veri
 prefilled prompts, other tags and truncation.
 """
 
+import contextlib
 import inspect
 import math
 import os
 import random
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, get_type_hints
 
@@ -20,7 +22,7 @@ from pydantic import Field, create_model
 from thinkgate.answers import Verdict, check_many
 from thinkgate.answers import second_opinion as ask_math_verify
 from thinkgate.config import Config, nearest, parse
-from thinkgate.errors import ConfigError
+from thinkgate.errors import ConfigError, MissingDependencyError
 from thinkgate.format import SplitStatus
 from thinkgate_train.rewards.function import (
     RewardFunction,
@@ -113,16 +115,18 @@ def second_opinion(
     For watching, with weight 0: it shares no code with `correctness`, so where the two drift apart
     the reward is being gamed. None for golds math-verify cannot read, such as words, and for all
     but every so-manieth completion of a batch: it costs milliseconds where ours costs microseconds.
+    math-verify loads beside what else a run prepares, so that no step waits for it.
     """
     tags = tags_of(splitter)
+    threading.Thread(target=_load_math_verify, daemon=True).start()
+
+    def opinion(completion: Any, gold: Any) -> float | None:
+        answer = splitter(text_of(completion, tags)).answer
+        return SCORES[ask_math_verify(answer, gold, timeout=timeout)]
 
     def reward(completions: Sequence[Any], **columns: Any) -> list[float | None]:
-        golds = _golds("second_opinion", columns)
-        answers = [splitter(text_of(completion, tags)).answer for completion in completions]
-        return [
-            None if number % every else SCORES[ask_math_verify(answer, gold, timeout=timeout)]
-            for number, (answer, gold) in enumerate(zip(answers, golds, strict=True))
-        ]
+        pairs = zip(completions, _golds("second_opinion", columns), strict=True)
+        return [None if number % every else opinion(*pair) for number, pair in enumerate(pairs)]
 
     return _named("second_opinion", reward)
 
@@ -395,6 +399,11 @@ REWARDS: dict[str, Callable[..., RewardFunction]] = {
     "llm_judge": llm_judge,
     "reward_model": reward_model,
 }
+
+
+def _load_math_verify() -> None:
+    with contextlib.suppress(MissingDependencyError):  # said where it is needed
+        ask_math_verify("1", "1")
 
 
 def _verdicts(
