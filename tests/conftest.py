@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from browser import FLAGS, find_chromium
 from fake_checkpoint import make_checkpoint, record_decision
 
+from thinkgate.provenance.keys import new_key, trust
 from thinkgate_clients.local import LocalServer, local_server
 
 # One thread in each of pytest's processes and in what they start: two threads of so small a model
@@ -20,6 +22,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Started in the background of a shell script, pytest ignores Ctrl-C, and so would what it starts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Keys of this test process alone: nothing is signed with, or trusted because of, its user's.
+_KEYS = tempfile.TemporaryDirectory(prefix="thinkgate-keys-")
+os.environ["THINKGATE_KEYS"] = f"{_KEYS.name}/keys"
+os.environ["THINKGATE_TRUSTED"] = f"{_KEYS.name}/trusted"
+trust(new_key()[1])
 
 TINY_CONTEXT = 2048
 

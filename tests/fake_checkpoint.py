@@ -1,11 +1,13 @@
 """Checkpoint folders for tests: complete with manifest, and with a gate decision when asked."""
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from thinkgate.checkpoint import (
     DECISION,
+    POLICY,
     Decision,
     GateVerdict,
     Manifest,
@@ -17,6 +19,8 @@ from thinkgate.checkpoint import (
     write_manifest,
     writing_checkpoint,
 )
+from thinkgate.provenance import sign
+from thinkgate.provenance.keys import signing_key
 
 
 def make_checkpoint(
@@ -25,12 +29,15 @@ def make_checkpoint(
     tokenizer: Any = None,
     *,
     config: str = "{}",
+    files: Mapping[str, bytes] | None = None,
     seen: frozenset[str] = frozenset(),
 ) -> Path:
-    """A complete checkpoint; without a model, one whose only model file is `config`."""
+    """A complete checkpoint; without a model, one of `config` and `files` alone."""
     with writing_checkpoint(folder) as partial:
         if model is None:
             (partial / "config.json").write_text(config, encoding="utf-8")
+            for name, content in (files or {}).items():
+                (partial / name).write_bytes(content)
         else:
             model.save_pretrained(partial)
             tokenizer.save_pretrained(partial)
@@ -53,14 +60,17 @@ def make_checkpoint(
     return folder
 
 
-def record_decision(folder: Path, verdict: GateVerdict = GateVerdict.PASS) -> Decision:
-    """Write what a gate would have written about the checkpoint in `folder`."""
+def record_decision(
+    folder: Path, verdict: GateVerdict = GateVerdict.PASS, *, signed: bool = True
+) -> Decision:
+    """Write what a gate would have written about the checkpoint in `folder`; a PASS is signed."""
     checkpoint = load_checkpoint(folder)
+    policy = '{"name": "tests"}'
     decision = Decision(
         id="d-test",
         verdict=verdict,
         policy="tests",
-        policy_sha256="0" * 64,
+        policy_sha256=hashlib.sha256(policy.encode()).hexdigest(),
         candidate=checkpoint.digest,
         template=checkpoint.manifest.template.digest,
         incumbent=None,
@@ -68,5 +78,10 @@ def record_decision(folder: Path, verdict: GateVerdict = GateVerdict.PASS) -> De
         rules=(),
         created=now(),
     )
+    write_atomic(checkpoint.meta(POLICY), policy)
     write_atomic(checkpoint.meta(DECISION), decision.model_dump_json())
+    if signed and verdict is GateVerdict.PASS:
+        key = signing_key()
+        assert key is not None
+        sign(folder, key)
     return decision

@@ -25,9 +25,13 @@ from thinkgate.checkpoint import (
     write_manifest,
 )
 from thinkgate.cli import main
+from thinkgate.errors import CheckpointError
 from thinkgate.problems import prompt_key
+from thinkgate.provenance import verify
+from thinkgate.provenance.keys import trusted_keys
 from thinkgate.registry import Registry
 from thinkgate_clients.local import LocalServer
+from thinkgate_evals.measure import records_folder
 from thinkgate_evals.policy import load_policy
 from thinkgate_evals.power import UNKNOWN, detectable
 from thinkgate_evals.records import read_records
@@ -40,9 +44,9 @@ RANK = {p.prompt: n for n, p in enumerate(load_suite("arithmetic").problems)}
 
 
 def checkpoint(folder: Path, seen: frozenset[str] = frozenset({"x"})) -> Path:
-    """A complete checkpoint folder; what is in the weights does not matter here."""
+    """A complete checkpoint folder; what is in the model does not matter here."""
     folder.mkdir(parents=True)
-    (folder / "model.safetensors").write_text(folder.name)
+    (folder / "config.json").write_text(folder.name)
     manifest = Manifest(
         name=folder.name,
         method="grpo",
@@ -212,6 +216,94 @@ def test_a_better_candidate_passes_and_can_be_promoted(
     assert decision_of(strong).id == decision.id
 
 
+@pytest.fixture
+def passed(servers: Servers, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    """A checkpoint that passed, signed."""
+    weak, strong = checkpoint(tmp_path / "weak"), checkpoint(tmp_path / "strong")
+    assert gate(strong, "--policy", "quickstart", "--against", weak, *SOME) == 0
+    assert "signed   by " in capsys.readouterr().out
+    verify(strong, trusted_keys()).require()
+    servers.started.clear()
+    return strong
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_measuring_a_signed_checkpoint_leaves_it_as_it_is(
+    servers: Servers, passed: Path, tmp_path: Path
+) -> None:
+    before = contents(passed)
+    measure = ["eval", str(passed), "--suite", "arithmetic", "--limit"]
+    assert main([*measure, "300"]) == 0
+    assert servers.started == []  # the records inside were taken along
+    assert main([*measure, "310"]) == 0
+    assert main([*measure, "300", "--second-grader", "math-verify"]) == 0
+    assert main([*measure, "20", "--fresh"]) == 0
+    beside = records_folder(passed)
+    assert beside.parent == tmp_path / "strong.evals"
+    assert len(read_records(beside / "arithmetic.old.jsonl")) == 310
+    assert (beside / "report.html").is_file()
+    weak = tmp_path / "weak"
+    assert gate(weak, "--policy", "quickstart", "--against", passed, *SOME) == 1
+    assert main(["eval", "compare", str(weak), str(passed)]) == 0
+    assert contents(passed) == before
+    verify(passed, trusted_keys()).require()
+
+
+def test_a_signed_checkpoint_is_judged_again_by_who_can_sign_it(
+    servers: Servers,
+    passed: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    before = contents(passed)
+    again = (passed, "--policy", "smoke", "--limit", "310")
+    for no_key in (("--no-sign",), ()):
+        monkeypatch.setenv("THINKGATE_KEYS", str(tmp_path / "none"))
+        assert gate(*again, *no_key) == 2
+        said = capsys.readouterr().err
+        assert "is signed" in said and "--key" in said and "--out" in said
+    assert gate(*again, "--out", tmp_path / "judged") == 0
+    assert (tmp_path / "judged" / "decision.json").is_file()
+    assert contents(passed) == before
+    monkeypatch.undo()
+    monkeypatch.setattr("thinkgate_clients.local.local_server", servers.serve)
+    assert gate(*again) == 0
+    _, decision, _ = verify(passed, trusted_keys()).require()
+    assert decision.policy == "smoke"
+    assert len(read_records(passed / "thinkgate/evals/arithmetic.jsonl")) == 310
+
+
+def test_a_signed_checkpoint_that_fails_later_is_refused_from_then_on(
+    servers: Servers, passed: Path, tmp_path: Path
+) -> None:
+    assert gate(passed, "--policy", "quickstart", "--against", passed, *SOME) == 1
+    with pytest.raises(CheckpointError, match="the gate said FAIL"):
+        verify(passed, trusted_keys()).require()
+    with pytest.raises(CheckpointError, match="the gate said FAIL"):
+        Registry(tmp_path / "registry").promote("production", passed)
+
+
+def test_without_a_key_a_pass_is_unsigned_and_says_so(
+    servers: Servers,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    strong = checkpoint(tmp_path / "strong")
+    with monkeypatch.context() as patch:
+        patch.setenv("THINKGATE_KEYS", "")
+        assert gate(strong, "--policy", "smoke", "--limit", "60") == 0
+    assert f"'thinkgate sign {strong}'" in capsys.readouterr().out.replace("\n", " ")
+    with pytest.raises(CheckpointError, match=r"unsigned: no thinkgate/signature\.json"):
+        Registry(tmp_path / "registry").promote("production", strong)
+    assert main(["sign", str(strong)]) == 0
+    Registry(tmp_path / "registry").promote("production", strong)
+
+
 def test_an_equal_and_a_worse_candidate_fail(servers: Servers, tmp_path: Path) -> None:
     weak, strong = checkpoint(tmp_path / "weak"), checkpoint(tmp_path / "strong")
     same = checkpoint(tmp_path / "same")
@@ -348,7 +440,7 @@ def test_mistakes_are_one_sentence_and_exit_code_2(
 ) -> None:
     checkpoint(tmp_path / "weak")
     shutil.copytree(checkpoint(tmp_path / "strong"), tmp_path / "changed")
-    (tmp_path / "changed" / "model.safetensors").write_text("other weights")
+    (tmp_path / "changed" / "config.json").write_text("another model")
     (tmp_path / "empty").mkdir()
     arguments, words = MISTAKES[mistake]
     assert main(arguments) == 2

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_checkpoint import make_checkpoint
+from fake_checkpoint import make_checkpoint, record_decision
 from scripted_endpoint import Says, ScriptedEndpoint, prompt_of
 
 from thinkgate.answers import Verdict
@@ -167,8 +167,6 @@ def test_our_runs_are_compared_by_folder_file_checkpoint_and_alias(
         (checkpoint / "thinkgate" / "evals" / file).write_bytes((new / file).read_bytes())
     code, out, _ = said("eval", "compare", old, checkpoint, capsys=capsys)
     assert code == 0 and "checkpoint right" in out
-    from fake_checkpoint import record_decision
-
     record_decision(checkpoint)
     Registry(tmp_path / "registry").promote("production", checkpoint)
     where = ("--registry", tmp_path / "registry")
@@ -345,7 +343,6 @@ def test_a_decision_about_records_promotes_nothing(tmp_path: Path) -> None:
     [
         ([], "name one candidate"),
         (["model", "--records", "x.jsonl"], "name one candidate"),
-        (["model", "--out", "x"], "--out is for --records"),
         (["--records", "x.jsonl"], "name one with --against"),
     ],
 )

@@ -7,12 +7,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from thinkgate.checkpoint import gated, load_checkpoint
+from thinkgate.provenance import verify
+from thinkgate.provenance.keys import trusted_keys
 from thinkgate.registry import Registry
 from thinkgate_clients.local import local_server
 
@@ -23,6 +26,16 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 def command(root: Path, *arguments: str) -> list[str]:
     folders = ["--out", str(root / "run"), "--registry", str(root / "registry")]
     return [sys.executable, "-m", "thinkgate", "quickstart", "--fast", *folders, *arguments]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fresh_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Somebody without keys, as most who try it first."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("THINKGATE_KEYS")
+        patch.delenv("THINKGATE_TRUSTED")
+        patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("home")))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +73,7 @@ def test_grpo_beat_its_base_and_was_promoted(finished: tuple[Path, str]) -> None
     assert superiority.estimate >= 0.08 and superiority.low > 0
     assert Registry(root / "registry").resolve("production") == candidate.path
     assert decision.incumbent == load_checkpoint(root / "run" / "base").digest
+    verify(candidate.path, trusted_keys(root / "registry")).require()
     assert "0 in both" in said and "PASS" in said
 
 
@@ -89,6 +103,7 @@ def test_running_again_does_nothing_twice(finished: tuple[Path, str]) -> None:
     done = subprocess.run(command(root), capture_output=True, text=True, check=True)
     assert done.stdout.count("already done") == 3
     assert load_checkpoint(root / "run" / "grpo").manifest.created == before
+    verify(root / "run" / "grpo", trusted_keys(root / "registry")).require()
     after = (root / "run" / "base" / "thinkgate" / "evals" / "arithmetic.jsonl").read_bytes()
     assert after == records
     other = subprocess.run(
@@ -147,8 +162,8 @@ def test_the_readme_commands_run(finished: tuple[Path, str], tmp_path: Path) -> 
     (tmp_path / "runs" / "registry").symlink_to(root / "registry")
     (tmp_path / "tests").symlink_to(ROOT / "tests")
     text = (ROOT / "README.md").read_text()
-    commands = re.findall(r"^    \.venv/bin/thinkgate ((?:eval|gate|promote|list).*)$", text, re.M)
-    assert len(commands) == 5
+    commands = re.findall(r"^    \.venv/bin/thinkgate ((?:eval|gate|verify|promote|list|show).*)$", text, re.M)
+    assert len(commands) == 6
     for line in commands:
         done = subprocess.run(
             [sys.executable, "-m", "thinkgate", *line.split()],

@@ -92,9 +92,16 @@ def test_an_alias_does_not_follow_its_folder(checkpoint: Path, registry: Registr
 def test_an_alias_whose_folder_was_replaced(checkpoint: Path, registry: Registry) -> None:
     record_decision(checkpoint)
     registry.promote("production", checkpoint)
-    file = registry.root / "production.json"
-    file.write_text(file.read_text().replace('"model_digest": "', '"model_digest": "00'))
+    record_decision(make_checkpoint(checkpoint, config='{"other": 1}'))
     with pytest.raises(CheckpointError, match="promote it again"):
+        find_target("production", registry=registry)
+
+
+def test_an_alias_whose_folder_is_gone(checkpoint: Path, registry: Registry) -> None:
+    record_decision(checkpoint)
+    registry.promote("production", checkpoint)
+    checkpoint.rename(checkpoint.with_name("moved"))
+    with pytest.raises(RegistryError, match=r"not there any more; promote it from where it lies"):
         find_target("production", registry=registry)
 
 

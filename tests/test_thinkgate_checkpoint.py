@@ -1,7 +1,6 @@
-"""The checkpoint folder and the registry: complete or refused, atomic, verified at promotion."""
+"""The checkpoint folder: complete or refused, written atomically, its decision bound to it."""
 
 import json
-import multiprocessing
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -20,9 +19,7 @@ from thinkgate.checkpoint import (
     require_space,
     writing_checkpoint,
 )
-from thinkgate.cli import main
-from thinkgate.errors import CheckpointError, RegistryError
-from thinkgate.registry import Registry
+from thinkgate.errors import CheckpointError
 
 
 def make_checkpoint(path: Path, config: str = "{}") -> Checkpoint:
@@ -108,66 +105,6 @@ def test_too_little_disk_is_said_before_the_run(tmp_path: Path) -> None:
         require_space(tmp_path, 10**9)
 
 
-def test_promote_resolve_rollback(tmp_path: Path) -> None:
-    registry = Registry(tmp_path / "registry")
-    first, second = make_checkpoint(tmp_path / "1", "1"), make_checkpoint(tmp_path / "2", "2")
-    with pytest.raises(RegistryError, match="nothing promoted yet"):
-        registry.resolve("production")
-    with pytest.raises(CheckpointError, match="no gate decision"):
-        registry.promote("production", first.path)
-    assert registry.aliases() == []
-    decide(first)
-    decide(second)
-    registry.promote("production", first.path)
-    with pytest.raises(RegistryError, match="no earlier checkpoint"):
-        registry.rollback("production")
-    registry.promote("production", second.path, "better")
-    assert registry.resolve("production") == second.path
-    assert registry.rollback("production").model_digest == first.digest
-    assert registry.resolve("production") == first.path
-    assert [e.why for e in registry.history("production")][1:] == [
-        "better",
-        f"rollback from {second.digest[:12]}",
-    ]
-    with pytest.raises(RegistryError, match="did you mean 'production'"):
-        registry.resolve("prodution")
-
-
-def test_registry_and_checkpoints_can_be_moved_together(tmp_path: Path) -> None:
-    checkpoint = make_checkpoint(tmp_path / "a" / "c")
-    decide(checkpoint)
-    Registry(tmp_path / "a" / "registry").promote("production", checkpoint.path)
-    (tmp_path / "a").rename(tmp_path / "b")
-    assert Registry(tmp_path / "b" / "registry").resolve("production") == tmp_path / "b" / "c"
-
-
-def promote_many(registry: Path, checkpoint: Path, times: int) -> None:
-    for _ in range(times):
-        Registry(registry).promote("production", checkpoint)
-
-
-def test_concurrent_promotions_lose_nothing(tmp_path: Path) -> None:
-    checkpoint = make_checkpoint(tmp_path / "c")
-    decide(checkpoint)
-    root = tmp_path / "registry"
-    context = multiprocessing.get_context("spawn")
-    workers = [
-        context.Process(target=promote_many, args=(root, checkpoint.path, 10)) for _ in range(4)
-    ]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-        assert worker.exitcode == 0
-    assert len(Registry(root).history("production")) == 40
-
-
-@pytest.mark.parametrize("alias", ["", "../x", "a/b", ".hidden", "x" * 65])
-def test_an_alias_is_a_plain_name(tmp_path: Path, alias: str) -> None:
-    with pytest.raises(RegistryError, match="use letters, digits"):
-        Registry(tmp_path).promote(alias, tmp_path)
-
-
 @pytest.mark.parametrize("kind", ["folder", "file", "link"])
 def test_what_is_no_checkpoint_is_never_replaced(tmp_path: Path, kind: str) -> None:
     mine = tmp_path / "mine"
@@ -195,36 +132,6 @@ def test_two_runs_do_not_write_the_same_checkpoint(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match="is being written by another run"):
             make_checkpoint(tmp_path / "c")
         assert folder.is_dir()
-
-
-@pytest.mark.parametrize("content", [b"", b"\xff", b"[]", b'{"name": "production", "entries": []}'])
-def test_a_damaged_registry_file_is_named(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "production.json").write_bytes(content)
-    registry = Registry(tmp_path)
-    for act in (registry.history, registry.resolve, registry.rollback):
-        with pytest.raises(RegistryError, match=r"production\.json: not a registry file"):
-            act("production")
-
-
-def test_names_and_notes_are_shown_as_they_are(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    checkpoint = make_checkpoint(tmp_path / "a [" / "b]")
-    decide(checkpoint)
-    registry = ["--registry", str(tmp_path / "registry")]
-    assert main(["promote", str(checkpoint.path), "--why", "[/x]", *registry]) == 0
-    assert main(["list", *registry]) == 0
-    assert "[/x]" in capsys.readouterr().out
-
-
-def test_a_registry_that_cannot_be_written_is_one_sentence(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    checkpoint = make_checkpoint(tmp_path / "c")
-    decide(checkpoint)
-    (tmp_path / "file").touch()
-    assert main(["promote", str(checkpoint.path), "--registry", str(tmp_path / "file" / "r")]) == 2
-    assert "file/r: not a directory; name a folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", [None, "", "aa\n"])

@@ -17,7 +17,14 @@ from thinkgate.cli import main
 from thinkgate.errors import CheckpointError, ConfigError
 from thinkgate.provenance import sign, verify
 from thinkgate.provenance.attestation import ATTESTATION
-from thinkgate.provenance.keys import PublicKey, new_key, read_private, read_public, trust
+from thinkgate.provenance.keys import (
+    PublicKey,
+    new_key,
+    read_private,
+    read_public,
+    signing_key,
+    trust,
+)
 from thinkgate.provenance.keys import trusted_keys as trusted
 
 
@@ -185,13 +192,33 @@ def test_a_mistyped_trust_folder_trusts_nobody(
     assert trusted() == ()
 
 
+def test_a_registrys_keys_count_only_where_the_machine_has_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "registry"
+    assert main(["keys", "new", "--registry", str(own)]) == 0
+    [machine] = trusted(own)
+    theirs = read_public(own / "trusted" / "default.pub")
+    assert machine.hint != theirs.hint
+    made = signing_key(None, own)
+    assert made is not None and made.public.hint == machine.hint
+    monkeypatch.setenv("THINKGATE_KEYS", str(tmp_path / "none"))
+    monkeypatch.setenv("THINKGATE_TRUSTED", "")
+    assert [key.hint for key in trusted(own)] == [theirs.hint]
+    made = signing_key(None, own)
+    assert made is not None and made.public.hint == theirs.hint
+    monkeypatch.setenv("THINKGATE_TRUSTED", str(tmp_path / "typo"))
+    with pytest.raises(ConfigError, match="nobody is trusted"):
+        trusted(own)
+
+
 def test_the_commands(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("THINKGATE_KEYS", str(tmp_path / "keys"))
     monkeypatch.setenv("THINKGATE_TRUSTED", str(tmp_path / "trusted"))
     folder = fake_checkpoint.make_checkpoint(tmp_path / "model")
-    fake_checkpoint.record_decision(folder)
+    fake_checkpoint.record_decision(folder, signed=False)
     assert main(["sign", str(folder)]) == 2
     assert "make one with 'thinkgate keys new'" in capsys.readouterr().err
     assert main(["keys", "new"]) == 0

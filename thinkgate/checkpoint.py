@@ -6,6 +6,7 @@ does not know how a model is trained, measured or served.
     config.json, *.safetensors, tokenizer …   as any Hub model
     thinkgate/manifest.json                   written last: its presence means complete
     thinkgate/decision.json                   what the gate said about exactly these bytes
+    thinkgate/policy.json                     the policy it applied, word for word
     thinkgate/evals/<suite>.jsonl             one record per sample
 """
 
@@ -14,7 +15,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -30,6 +31,7 @@ from thinkgate.errors import CheckpointError
 __all__ = [
     "DECISION",
     "META",
+    "POLICY",
     "Checkpoint",
     "DataFingerprint",
     "Decision",
@@ -49,8 +51,10 @@ __all__ = [
     "now",
     "package_versions",
     "read_decision",
+    "read_manifest",
     "require_replaceable",
     "require_space",
+    "require_utf8",
     "write_atomic",
     "write_manifest",
     "writing_checkpoint",
@@ -59,6 +63,7 @@ __all__ = [
 META = "thinkgate"
 MANIFEST = "manifest.json"
 DECISION = "decision.json"
+POLICY = "policy.json"
 SEEN = "seen-prompts.txt"
 
 
@@ -184,6 +189,7 @@ class Decision(Config):
     verdict: GateVerdict
     policy: str
     policy_sha256: str
+    """Of `thinkgate/policy.json`, byte for byte."""
     candidate: str
     """`model_digest` of the checkpoint that was judged; the decision holds for nothing else."""
     template: str | None = None
@@ -252,14 +258,35 @@ def is_model_file(name: str) -> bool:
     return parts[0] != META and not any(part.startswith(".") for part in parts)
 
 
-def model_digest(folder: Path) -> str:
-    """One SHA-256 over the names and digests of all model files (weights, tokenizer, config)."""
-    listing = "".join(f"{digest}  {name}\n" for name, digest in file_digests(folder).items())
+def model_digest(folder: Path, digests: Mapping[str, str] | None = None) -> str:
+    """One SHA-256 over the names and digests of all model files (weights, tokenizer, config).
+
+    `digests` of the folder's files, where they are known already.
+    """
+    found = file_digests(folder) if digests is None else digests
+    # By the parts of the name, as paths sort: "a/b" comes before "a.b".
+    names = sorted(filter(is_model_file, found), key=lambda name: name.split("/"))
+    listing = "".join(f"{found[name]}  {name}\n" for name in names)
     return hashlib.sha256(listing.encode()).hexdigest()
 
 
-def load_checkpoint(path: Path) -> Checkpoint:
-    """The checkpoint at `path`; CheckpointError when incomplete or when any model file changed."""
+def load_checkpoint(path: Path, digests: Mapping[str, str] | None = None) -> Checkpoint:
+    """The checkpoint at `path`; CheckpointError when incomplete or when any model file changed.
+
+    `digests` of the folder's files, where they are known already.
+    """
+    manifest = read_manifest(path)
+    actual = model_digest(path, digests)
+    if actual != manifest.model_digest:
+        raise CheckpointError(
+            f"{path}: its files have digest {actual[:12]}, its manifest says "
+            f"{manifest.model_digest[:12]}: a file was changed, added or removed after training"
+        )
+    return Checkpoint(path, manifest)
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest of the checkpoint at `path`, whatever became of its model files."""
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such checkpoint folder")
     file = path / META / MANIFEST
@@ -268,14 +295,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             f"{path}: no {META}/{MANIFEST}, so this is not a finished thinkgate checkpoint; "
             "train one with 'thinkgate train', or serve it with --allow-ungated"
         )
-    manifest = _read(Manifest, file)
-    actual = model_digest(path)
-    if actual != manifest.model_digest:
-        raise CheckpointError(
-            f"{path}: its files have digest {actual[:12]}, its manifest says "
-            f"{manifest.model_digest[:12]}: a file was changed, added or removed after training"
-        )
-    return Checkpoint(path, manifest)
+    return _read(Manifest, file)
 
 
 def read_decision(checkpoint: Checkpoint) -> Decision | None:
@@ -300,12 +320,22 @@ def gated(checkpoint: Checkpoint) -> Decision:
             f"{path}: the tags or sampling defaults in its manifest are not those of decision "
             f"{decision.id}; run 'thinkgate gate {path}' again"
         )
+    if decision.policy_sha256 != _policy_digest(checkpoint):
+        raise CheckpointError(
+            f"{path}: {META}/{POLICY} is not the policy that decision {decision.id} applied: "
+            f"changed, or removed; run 'thinkgate gate {path}' again"
+        )
     if decision.verdict is not GateVerdict.PASS:
         reasons = [f"{r.rule}: {r.why}" for r in decision.rules if r.verdict != GateVerdict.PASS]
         raise CheckpointError(
             f"{path}: the gate said {decision.verdict.upper()} ({'; '.join(reasons)})"
         )
     return decision
+
+
+def _policy_digest(checkpoint: Checkpoint) -> str | None:
+    file = checkpoint.meta(POLICY)
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
 
 
 def require_replaceable(path: Path) -> bool:
@@ -390,6 +420,14 @@ def write_atomic(path: Path, text: str) -> None:
         raise
     finally:
         partial.unlink(missing_ok=True)
+
+
+def require_utf8(path: Path) -> None:
+    """CheckpointError when a name on the path could not be written into JSON."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise CheckpointError(f"{str(path)!r}: the name is not UTF-8; rename it") from error
 
 
 def require_space(folder: Path, mebibytes: int) -> None:

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the aliases, or one alias's history, newest first."""
     registry = Registry(args.registry)
-    table = Table("alias", "checkpoint", "digest", "decision", "when", "by", "why")
+    table = Table("alias", "checkpoint", "digest", "decision", "when", "what", "by", "reason")
     for alias in [args.alias] if args.alias else registry.aliases():
         entries = reversed(registry.history(alias))
         for entry in entries if args.alias else [next(entries)]:
@@ -33,6 +33,7 @@ def run(args: argparse.Namespace) -> int:
                 entry.model_digest[:12],
                 entry.decision,
                 entry.when,
+                entry.action,
                 escape(entry.by),
                 escape(entry.why),
             )

@@ -27,6 +27,7 @@ from thinkgate.config import bundled, read_yaml
 from thinkgate.console import console
 from thinkgate.errors import CheckpointError, DataError, RegistryError
 from thinkgate.problems import Arithmetic, load
+from thinkgate.provenance.keys import new_key, signing_key, trust
 from thinkgate.registry import Registry
 
 SUITE = "arithmetic"
@@ -63,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
     require_space(out, 300)
     out.mkdir(parents=True, exist_ok=True)
     _check_disjoint()
+    _find_key(args.registry)
     stages = _stages(args)
     for number, stage in enumerate(stages, 1):
         console.print(Rule(f"[bold]{number}/{len(stages) + 1} {stage.title}", align="left"))
@@ -93,7 +95,7 @@ def _stages(args: argparse.Namespace) -> list[Stage]:
         Stage("gate", ("gate", grpo, "--policy", POLICY, "--against", base, *limit, *registry)),
         Stage(
             "promote",
-            ("promote", grpo, "--alias", ALIAS, *registry),
+            ("promote", grpo, "--alias", ALIAS, "--reason", "quickstart", *registry),
             lambda: _promoted(args.registry, grpo),
         ),
     ]
@@ -105,6 +107,15 @@ def _promoted(registry: Path | None, folder: str) -> bool:
         return entry.model_digest == load_checkpoint(Path(folder)).digest
     except (RegistryError, CheckpointError):
         return False
+
+
+def _find_key(registry: Path | None) -> None:
+    """A key for the gate to sign with: this machine's, or one of the registry's own."""
+    root = Registry(registry).root
+    if signing_key(registry=root) is None:
+        _, public = new_key(folder=root / "keys")
+        trust(public, folder=root / "trusted")
+        console.print(f"a new signing key in {root / 'keys'}, trusted by this registry alone")
 
 
 def _check_disjoint() -> None:

@@ -1,118 +1,169 @@
-"""The registry: aliases such as `production`, each pointing at a checkpoint that passed its gate.
+"""The registry: aliases such as `production`, each pointing at a checkpoint that is proven.
 
-A plain folder with one JSON file per alias, replaced atomically under a lock, so that readers need
-none and a crash leaves the old alias or the new. Promotion is the only way in, and it checks.
+A plain folder with one file per alias: a line for every change, oldest first, the last in force.
+Files are replaced atomically under one lock, so readers need none, and whatever dies leaves the old
+state or the new. Promotion and rollback are the only ways in, and both verify signature, decision
+and every file first, under the same lock. Serving verifies again.
+
+    production.jsonl      the history of an alias
+    keys/, trusted/       a registry's own signing key and trusted keys (`provenance.keys`)
 """
 
 import fcntl
 import getpass
 import os
 import re
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
 
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
-from thinkgate.checkpoint import gated, load_checkpoint, now, write_atomic
+from thinkgate.checkpoint import now, require_utf8, write_atomic
 from thinkgate.config import Config, nearest
-from thinkgate.errors import RegistryError
+from thinkgate.errors import CheckpointError, RegistryError
+from thinkgate.provenance import verify
+from thinkgate.provenance.keys import trusted_keys
 
-__all__ = ["Entry", "Registry"]
+__all__ = ["Action", "Entry", "Registry"]
 
 DEFAULT_ROOT = Path("runs/registry")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+SUFFIX = ".jsonl"
+
+
+class Action(StrEnum):
+    """How an alias came to point where it does."""
+
+    PROMOTE = "promote"
+    ROLLBACK = "rollback"
 
 
 class Entry(Config):
     """One change of an alias: who pointed it where, when and why."""
 
+    action: Action
     checkpoint: str
     """Relative to the registry folder, so that both can be moved together."""
     model_digest: str
     decision: str
+    signed_by: str
+    """Name of the trusted key, and the first figures of its SHA-256."""
     by: str
     when: str
-    why: str
-
-
-class Alias(Config):
-    """An alias and every change it went through; the last entry is in force."""
-
-    name: str
-    entries: Annotated[tuple[Entry, ...], Field(min_length=1)]
+    why: str = ""
+    """In the words of whoever did it."""
 
 
 class Registry:
     """Aliases under `root`; a missing folder is an empty registry."""
 
     def __init__(self, root: Path | None = None) -> None:
-        chosen = root or Path(os.environ.get("THINKGATE_REGISTRY", DEFAULT_ROOT))
+        chosen = root or Path(os.environ.get("THINKGATE_REGISTRY") or DEFAULT_ROOT)
         self.root = chosen.absolute()
 
     def promote(self, alias: str, checkpoint: Path, why: str = "") -> Entry:
-        """Point `alias` at `checkpoint`, verified and gated here, or raise saying what is wrong."""
+        """Point `alias` at `checkpoint`, verified here, or raise saying what is wrong with it."""
         _check_name(alias)
-        loaded = load_checkpoint(checkpoint)
-        decision = gated(loaded)
-        entry = Entry(
-            checkpoint=os.path.relpath(checkpoint.absolute(), self.root),
-            model_digest=loaded.digest,
-            decision=decision.id,
-            by=_user(),
-            when=now(),
-            why=why or "promoted",
-        )
-        self._append(alias, entry)
+        with self._locked():
+            before = self.history(alias) if self._file(alias).is_file() else ()
+            entry = self._proven(Action.PROMOTE, checkpoint, why)
+            self._write(alias, (*before, entry))
         return entry
 
-    def rollback(self, alias: str) -> Entry:
-        """Point `alias` at what it pointed at before its present checkpoint; verified again."""
-        current, *earlier = reversed(self.history(alias))
-        previous = next((e for e in earlier if e.model_digest != current.model_digest), None)
-        if previous is None:
-            raise RegistryError(f"'{alias}' has no earlier checkpoint to roll back to")
-        why = f"rollback from {current.model_digest[:12]}"
-        return self.promote(alias, self._path(previous), why)
+    def rollback(self, alias: str, why: str = "") -> Entry:
+        """Point `alias` at the checkpoint before its present one, verified again; repeated, it
+        goes further back.
+
+        Of a damaged file it drops the lines that cannot be read and goes back to the last entry
+        that can.
+        """
+        _check_name(alias)
+        with self._locked():
+            lines = self._lines(alias)
+            kept = tuple(line for line in lines if isinstance(line, Entry))
+            steps = _steps(kept)
+            if len(kept) == len(lines):
+                steps.pop()
+            if not steps:
+                raise RegistryError(f"'{alias}' has no earlier checkpoint to roll back to")
+            path = self.path_of(steps[-1])
+            entry = self._proven(Action.ROLLBACK, path, why)
+            if entry.model_digest != steps[-1].model_digest:
+                raise RegistryError(
+                    f"{path} held {steps[-1].model_digest[:12]} when '{alias}' pointed at it and "
+                    f"holds {entry.model_digest[:12]} now; promote what you want instead"
+                )
+            self._write(alias, (*kept, entry))
+        return entry
 
     def resolve(self, alias: str) -> Path:
         """The checkpoint folder `alias` points at, unverified: whoever loads it verifies it."""
-        return self._path(self.history(alias)[-1])
+        path = self.path_of(self.history(alias)[-1])
+        if not path.is_dir():
+            raise RegistryError(
+                f"'{alias}' points at {path}, which is not there any more; promote it from where "
+                f"it lies now, or 'thinkgate rollback --alias {alias}'"
+            )
+        return path
 
     def history(self, alias: str) -> tuple[Entry, ...]:
         """All changes of `alias`, oldest first; RegistryError when it does not exist."""
         _check_name(alias)
+        lines = self._lines(alias)
+        for number, line in enumerate(lines, 1):
+            if not isinstance(line, Entry):
+                raise RegistryError(
+                    f"{self._file(alias)}, line {number}: not a registry entry: {line}; "
+                    f"'thinkgate rollback --alias {alias}' drops what cannot be read and goes back "
+                    "to the last entry that can"
+                )
+        return tuple(line for line in lines if isinstance(line, Entry))
+
+    def aliases(self) -> list[str]:
+        """Names of all aliases."""
+        names = (p.name.removesuffix(SUFFIX) for p in self.root.glob(f"*{SUFFIX}"))
+        return sorted(name for name in names if NAME.fullmatch(name))
+
+    def path_of(self, entry: Entry) -> Path:
+        """Where the checkpoint of `entry` lies, or lay."""
+        return Path(os.path.normpath(self.root / entry.checkpoint))
+
+    def _proven(self, action: Action, checkpoint: Path, why: str) -> Entry:
+        """An entry about `checkpoint`; CheckpointError unless a trusted key vouches for it all."""
+        if not checkpoint.is_dir():
+            raise CheckpointError(f"{checkpoint}: no such checkpoint folder")
+        require_utf8(checkpoint.absolute())
+        proven, decision, signer = verify(checkpoint, trusted_keys(self.root)).require()
+        return Entry(
+            action=action,
+            checkpoint=os.path.relpath(checkpoint.absolute(), self.root),
+            model_digest=proven.digest,
+            decision=decision.id,
+            signed_by=f"{signer.name} {signer.hint[:12]}",
+            by=_user(),
+            when=now(),
+            why=why,
+        )
+
+    def _write(self, alias: str, entries: Sequence[Entry]) -> None:
+        lines = "".join(f"{entry.model_dump_json()}\n" for entry in entries)
+        write_atomic(self._file(alias), lines)
+
+    def _lines(self, alias: str) -> list[Entry | str]:
+        """Each line as an entry, or what is wrong with it."""
         file = self._file(alias)
         if not file.is_file():
             raise RegistryError(
                 f"no alias '{alias}' in {self.root}; "
                 + (nearest(alias, self.aliases()) if self.aliases() else "nothing promoted yet")
             )
-        try:
-            return Alias.model_validate_json(file.read_bytes()).entries
-        except ValidationError as error:
-            raise RegistryError(
-                f"{file}: not a registry file: {error.errors()[0]['msg']}; restore it, or delete "
-                "it and promote again"
-            ) from error
-
-    def aliases(self) -> list[str]:
-        """Names of all aliases."""
-        return sorted(p.stem for p in self.root.glob("*.json") if NAME.fullmatch(p.stem))
-
-    def _append(self, alias: str, entry: Entry) -> None:
-        with self._locked():
-            file = self._file(alias)
-            before = self.history(alias) if file.is_file() else ()
-            after = Alias(name=alias, entries=(*before, entry))
-            write_atomic(file, after.model_dump_json(indent=2) + "\n")
-
-    def _path(self, entry: Entry) -> Path:
-        return Path(os.path.normpath(self.root / entry.checkpoint))
+        lines = file.read_bytes().splitlines() or [b""]
+        return [_parse(line) for line in lines]
 
     def _file(self, alias: str) -> Path:
-        return self.root / f"{alias}.json"
+        return self.root / f"{alias}{SUFFIX}"
 
     @contextmanager
     def _locked(self) -> Generator[None]:
@@ -120,7 +171,29 @@ class Registry:
         self.root.mkdir(parents=True, exist_ok=True)
         with (self.root / ".lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
+            for left_over in self.root.glob(".*.partial"):  # of a writer that was killed
+                left_over.unlink()
             yield
+
+
+def _steps(entries: Sequence[Entry]) -> list[Entry]:
+    """The way to the present checkpoint, without what was rolled back; the last is in force."""
+    steps: list[Entry] = []
+    for entry in entries:
+        if entry.action is Action.ROLLBACK:
+            while steps and steps[-1].model_digest != entry.model_digest:
+                steps.pop()
+        if steps and steps[-1].model_digest == entry.model_digest:
+            steps.pop()
+        steps.append(entry)
+    return steps
+
+
+def _parse(line: bytes) -> Entry | str:
+    try:
+        return Entry.model_validate_json(line)
+    except ValidationError as error:
+        return str(error.errors()[0]["msg"])
 
 
 def _check_name(alias: str) -> None:

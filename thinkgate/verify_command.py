@@ -14,12 +14,14 @@ from rich.markup import escape
 from thinkgate.console import console, printable
 from thinkgate.errors import CheckpointError
 from thinkgate.provenance.keys import read_public, trusted_keys
+from thinkgate.registry import Registry
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `thinkgate verify`."""
     parser.add_argument("checkpoint", type=Path, help="checkpoint folder")
     parser.add_argument("--key", type=Path, help="a public key to trust instead of the usual ones")
+    parser.add_argument("--registry", type=Path, help="registry folder; default: runs/registry")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -28,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
 
     if not args.checkpoint.is_dir():
         raise CheckpointError(f"{args.checkpoint}: no such checkpoint folder")
-    keys = (read_public(args.key),) if args.key else trusted_keys()
+    keys = (read_public(args.key),) if args.key else trusted_keys(Registry(args.registry).root)
     report = verify(args.checkpoint, keys)
     for check in report.checks:
         colour = "green" if check.outcome is Outcome.MATCHES else "red"

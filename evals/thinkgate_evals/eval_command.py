@@ -33,6 +33,7 @@ from thinkgate_evals.measure import (
     measure_checkpoint,
     measure_endpoint,
     naming_files,
+    records_folder,
     serving,
 )
 from thinkgate_evals.outputs import REPORT_JSON, write_outputs
@@ -70,7 +71,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out",
         type=Path,
-        help="folder for records and report; default: CHECKPOINT/thinkgate/evals",
+        help="folder for records and report; default: CHECKPOINT/thinkgate/evals, or once it is "
+        "signed, CHECKPOINT.evals/DIGEST",
     )
     parser.add_argument("--samples", type=int, help="answers per problem; default: the suite's")
     parser.add_argument(
@@ -216,7 +218,7 @@ def _checkpoint(
             "name one of its servers in its place"
         )
     checkpoint = find_checkpoint(args.target, args.registry)
-    folder = args.out or checkpoint.meta("evals")
+    folder = args.out or records_folder(checkpoint.path)
     with serving(checkpoint, folder) as endpoint:
         measurements = measure_checkpoint(checkpoint, suites, chosen, folder, endpoint)
         measurements += lm_plan.measure(

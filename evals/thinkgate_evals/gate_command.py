@@ -9,8 +9,10 @@ thinkgate gate --records candidate.jsonl --against base.jsonl --policy mine.yaml
 Suites without records are measured first, on both sides, by the same code as 'thinkgate eval'.
 With --records nothing is measured: both sides are files, or folders of SUITE.jsonl, of this or any
 other tool, with 'problem_id' and 'correct' at least. What a rule needs and they lack is
-INCONCLUSIVE. Exit code: 0 PASS, 1 FAIL, 3 INCONCLUSIVE, 2 a mistake to fix. Only a checkpoint whose
-decision is PASS can be promoted and served.
+INCONCLUSIVE. Exit code: 0 PASS, 1 FAIL, 3 INCONCLUSIVE, 2 a mistake to fix.
+
+A checkpoint that passes is signed with the key 'default' ('thinkgate keys new' makes it) or --key:
+only what is signed can be promoted and served.
 """
 
 import argparse
@@ -21,9 +23,12 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from thinkgate.checkpoint import DECISION, Checkpoint, Decision, GateVerdict, write_atomic
+from thinkgate.checkpoint import DECISION, POLICY, Checkpoint, Decision, GateVerdict, write_atomic
 from thinkgate.console import console, printable
 from thinkgate.errors import ConfigError, DataError
+from thinkgate.provenance import SIGNATURE, sign, unsign
+from thinkgate.provenance.keys import PrivateKey, signing_key
+from thinkgate.registry import Registry
 from thinkgate_evals.eval_command import (
     add_measuring_arguments,
     options,
@@ -33,17 +38,18 @@ from thinkgate_evals.eval_command import (
 from thinkgate_evals.evidence import evidence_of, evidence_of_records
 from thinkgate_evals.gate import decide
 from thinkgate_evals.measure import (
+    Measurement,
     Options,
     find_checkpoint,
     measure_checkpoint,
     naming_files,
-    records_path,
+    records_folder,
 )
 from thinkgate_evals.outputs import write_outputs
 from thinkgate_evals.plan import plan_lines
 from thinkgate_evals.policy import Policy, load_policy
 from thinkgate_evals.record_sets import RecordSet, find_record_sets
-from thinkgate_evals.records import Record, read_records
+from thinkgate_evals.records import Record, header_path, read_records
 from thinkgate_evals.results import Result, Results, run_of, run_of_set
 from thinkgate_evals.second_grader import grader_name
 from thinkgate_evals.sequential import gate_in_looks
@@ -79,8 +85,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--order-seed", type=int, default=0, help="of --sequential's order; default: 0"
     )
     parser.add_argument(
-        "--out", type=Path, help="with --records: folder for the decision and the reports"
+        "--out",
+        type=Path,
+        help="folder for the decision and the reports; the checkpoint is left as it is",
     )
+    signing = parser.add_mutually_exclusive_group()
+    signing.add_argument("--key", help="name or file of the private key that signs a PASS")
+    signing.add_argument("--no-sign", action="store_true", help="sign nothing")
     add_measuring_arguments(parser)
 
 
@@ -89,8 +100,6 @@ def run(args: argparse.Namespace) -> int:
     policy = load_policy(args.policy)
     if (args.checkpoint is None) == (args.records is None):
         raise ConfigError("name one candidate: a checkpoint folder, or records with --records")
-    if args.out is not None and args.records is None:
-        raise ConfigError("--out is for --records; a checkpoint's decision goes into its folder")
     if args.records is not None and args.sequential:
         raise ConfigError("--sequential stops asking early, and --records only decides")
     if args.records is not None and args.second_grader is not None:
@@ -103,35 +112,73 @@ def run(args: argparse.Namespace) -> int:
             f"policy '{policy.name}' compares with an incumbent; name one with --against, for "
             "example 'production' or the checkpoint it was trained from"
         )
+    if args.records is None:
+        return _gate_checkpoint(args, policy)
     with naming_files():
-        if args.records is not None:
-            against = Path(args.against) if args.against else None
-            decision, page = gate_records(policy, args.records, against, args.out)
-        else:
-            candidate = find_checkpoint(args.checkpoint, args.registry)
-            incumbent = find_checkpoint(args.against, args.registry) if args.against else None
-            chosen = options(args, policy.limit)
-            if policy.second_grader is not None:
-                if chosen.second_grader not in (None, policy.second_grader):
-                    raise ConfigError(
-                        f"--second-grader {args.second_grader}: policy '{policy.name}' demands "
-                        f"{grader_name(policy.second_grader)}; leave the option away, or change "
-                        "the policy"
-                    )
-                chosen = replace(chosen, second_grader=policy.second_grader)
-            decision = gate(
-                policy,
-                candidate,
-                incumbent,
-                chosen,
-                data_dir=args.data_dir,
-                order_seed=args.order_seed if args.sequential else None,
+        against = Path(args.against) if args.against else None
+        decision, page = gate_records(policy, args.records, against, args.out)
+    return _shown(decision, page)
+
+
+def _gate_checkpoint(args: argparse.Namespace, policy: Policy) -> int:
+    candidate = find_checkpoint(args.checkpoint, args.registry)
+    key = _key(args, candidate)
+    incumbent = find_checkpoint(args.against, args.registry) if args.against else None
+    chosen = options(args, policy.limit)
+    if policy.second_grader is not None:
+        if chosen.second_grader not in (None, policy.second_grader):
+            raise ConfigError(
+                f"--second-grader {args.second_grader}: policy '{policy.name}' demands "
+                f"{grader_name(policy.second_grader)}; leave the option away, or change the policy"
             )
-            page = candidate.meta("report.html")
+        chosen = replace(chosen, second_grader=policy.second_grader)
+    with naming_files():
+        decision = gate(
+            policy,
+            candidate,
+            incumbent,
+            chosen,
+            data_dir=args.data_dir,
+            order_seed=args.order_seed if args.sequential else None,
+            out=args.out,
+        )
+        code = _shown(decision, (args.out or candidate.meta()) / "report.html")
+        if decision.verdict is GateVerdict.PASS and args.out is None:
+            _sign(candidate, key)
+    return code
+
+
+def _shown(decision: Decision, page: Path | None) -> int:
     show_decision(decision)
     if page is not None:
         console.print(f"report   {page}", soft_wrap=True, markup=False)
     return EXIT[decision.verdict]
+
+
+def _key(args: argparse.Namespace, candidate: Checkpoint) -> PrivateKey | None:
+    """What a PASS is signed with; ConfigError when that would leave less than there was."""
+    if args.out is not None:
+        return None
+    key = None if args.no_sign else signing_key(args.key, Registry(args.registry).root)
+    if key is None and candidate.meta(SIGNATURE).is_file():
+        raise ConfigError(
+            f"{candidate.path} is signed, and a new decision in it would break its signature; "
+            "name a key that signs it again with --key, or a folder for the decision with --out"
+        )
+    return key
+
+
+def _sign(candidate: Checkpoint, key: PrivateKey | None) -> None:
+    if key is None:
+        console.print(
+            "unsigned, so it cannot be promoted or served yet: make a key with 'thinkgate keys "
+            f"new', then 'thinkgate sign {candidate.path}'",
+            soft_wrap=True,
+            markup=False,
+        )
+        return
+    sign(candidate.path, key)
+    console.print(f"signed   by {key.path}", soft_wrap=True, markup=False)
 
 
 def gate(
@@ -142,11 +189,14 @@ def gate(
     *,
     data_dir: Path | None = None,
     order_seed: int | None = None,
+    out: Path | None = None,
 ) -> Decision:
-    """Measure what is missing, decide, and write the reports and then `decision.json`.
+    """Measure what is missing, decide, and write the reports and then `decision.json`, into the
+    candidate or into `out`.
 
     With `order_seed` in a random order, and no more than it takes. The decision comes last, and
-    one that was there goes first: if anything fails between there is none, and nothing is promoted.
+    one that was there goes first, with its signature: if anything fails between there is none, and
+    nothing is promoted.
     """
     _require_same_template(policy, candidate, incumbent)
     suites = {
@@ -156,7 +206,7 @@ def gate(
     for loaded in suites.values():
         show_plan(plan_lines(loaded, chosen.limit, policy, _known(incumbent, loaded.name)))
     if order_seed is None:
-        ours = measure_checkpoint(candidate, suites.values(), chosen)
+        ours = measure_checkpoint(candidate, suites.values(), chosen, out)
         theirs = measure_checkpoint(incumbent, suites.values(), chosen) if incumbent else []
         decision = decide(
             policy,
@@ -164,8 +214,12 @@ def gate(
             evidence_of(incumbent, suites, theirs) if incumbent else None,
         )
     else:
-        ours, theirs, decision = gate_in_looks(policy, candidate, incumbent, suites, chosen)
+        ours, theirs, decision = gate_in_looks(policy, candidate, incumbent, suites, chosen, out)
     warn_of_copies([*ours, *theirs])
+    if out is None:
+        unsign(candidate)
+        candidate.meta(DECISION).unlink(missing_ok=True)
+        ours = [_kept_within(candidate, measured) for measured in ours]
     bases = [run_of(m, incumbent.path.name) for m in theirs] if incumbent else [None] * len(ours)
     results = Results(
         suites=[
@@ -176,10 +230,25 @@ def gate(
         training_log=candidate.meta("metrics.jsonl"),
         facts=_facts(policy, candidate, incumbent),
     )
-    candidate.meta(DECISION).unlink(missing_ok=True)
-    write_outputs(candidate.meta(), results)
-    write_atomic(candidate.meta(DECISION), decision.model_dump_json(indent=2) + "\n")
+    _write(out or candidate.meta(), policy, results, decision)
     return decision
+
+
+def _write(folder: Path, policy: Policy, results: Results, decision: Decision) -> Path:
+    page = write_outputs(folder, results)
+    write_atomic(folder / POLICY, policy.text())
+    write_atomic(folder / DECISION, decision.model_dump_json(indent=2) + "\n")
+    return page
+
+
+def _kept_within(candidate: Checkpoint, measured: Measurement) -> Measurement:
+    """The measurement with its records in the checkpoint, as evidence for the decision."""
+    inside = candidate.meta("evals", measured.path.name)
+    if measured.path == inside:
+        return measured
+    for file in (header_path(measured.path), measured.path):
+        write_atomic(inside.with_name(file.name), file.read_text(encoding="utf-8"))
+    return replace(measured, path=inside)
 
 
 def gate_records(
@@ -202,9 +271,8 @@ def gate_records(
     ]
     facts = {"Policy": f"{policy.name} {policy.version}, sha256 {policy.digest()[:12]}"}
     facts |= {f"Records of {suite}": str(found.path) for suite, found in ours.items()}
-    page = write_outputs(out, Results(suites=suites, decision=decision, facts=facts))
-    write_atomic(out / DECISION, decision.model_dump_json(indent=2) + "\n")
-    return decision, page
+    results = Results(suites=suites, decision=decision, facts=facts)
+    return decision, _write(out, policy, results, decision)
 
 
 def show_decision(decision: Decision) -> None:
@@ -250,7 +318,7 @@ def _record_sets(policy: Policy, path: Path, side: str) -> dict[str, RecordSet]:
 
 def _known(incumbent: Checkpoint | None, suite: str) -> list[Record]:
     """What an earlier measurement of the incumbent left: its skill decides what can be found."""
-    path = records_path(incumbent.path, suite) if incumbent else None
+    path = records_folder(incumbent.path) / f"{suite}.jsonl" if incumbent else None
     return read_records(path) if path is not None and path.is_file() else []
 
 

@@ -5,14 +5,17 @@ rule that records of another suite, other problems or other weights are never us
 numbers mean is for `metrics.py` and `gate.py`.
 """
 
+import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-from thinkgate.checkpoint import META, Checkpoint, load_checkpoint
+from thinkgate.checkpoint import META, Checkpoint, load_checkpoint, read_manifest
 from thinkgate.errors import CheckpointError, DataError, EndpointError, explain_os_error
+from thinkgate.provenance import SIGNATURE
 from thinkgate.registry import Registry
 from thinkgate_evals.metrics import Summary, summarise
 from thinkgate_evals.records import Record, Recording, set_aside
@@ -27,7 +30,7 @@ __all__ = [
     "measure_checkpoint",
     "measure_endpoint",
     "naming_files",
-    "records_path",
+    "records_folder",
     "serving",
 ]
 
@@ -97,9 +100,22 @@ def find_checkpoint(target: str, registry: Path | None = None) -> Checkpoint:
     return load_checkpoint(Registry(registry).resolve(target))
 
 
-def records_path(checkpoint: Path, suite: str) -> Path:
-    """Where the records of a checkpoint lie by default."""
-    return checkpoint / META / "evals" / f"{suite}.jsonl"
+def records_folder(checkpoint: Path) -> Path:
+    """Where the records of a checkpoint lie by default: in it, or beside it once it is signed.
+
+    Nothing is written into a signed checkpoint, for an extra file breaks its signature. The folder
+    beside it starts as a copy of the records inside, so that nothing is measured twice.
+    """
+    inside = checkpoint / META / "evals"
+    if not (checkpoint / META / SIGNATURE).is_file():
+        return inside
+    folder = Path(os.path.abspath(checkpoint))
+    beside = folder.with_name(f"{folder.name}.evals") / read_manifest(checkpoint).model_digest[:12]
+    if inside.is_dir() and not beside.exists():
+        partial = beside.with_name(f".{beside.name}.{os.getpid()}.partial")
+        shutil.copytree(inside, partial)
+        partial.rename(beside)
+    return beside
 
 
 @contextmanager
@@ -138,16 +154,15 @@ def measure_checkpoint(
     `endpoint` is one of `serving`; without it, a server is started if something is missing.
     """
     suites = list(suites)
-    paths = [
-        out / f"{s.name}.jsonl" if out else records_path(checkpoint.path, s.name) for s in suites
-    ]
+    folder = out or records_folder(checkpoint.path)
+    paths = [folder / f"{loaded.name}.jsonl" for loaded in suites]
     with ExitStack() as stack:
         recordings = _opened(stack, paths, suites, checkpoint.digest, options)
         todo = _unfinished(recordings, suites, options)
         if todo and endpoint:
             _run_all(endpoint(), todo, options)
         elif todo:
-            with serving(checkpoint, paths[0].parent) as started:
+            with serving(checkpoint, folder) as started:
                 _run_all(started(), todo, options)
         return _measured(recordings, suites, options)
 

@@ -208,9 +208,13 @@ class Policy(Config):
         """The rules that compare with the incumbent."""
         return tuple(r for r in self.rules if isinstance(r, Superiority | NonInferiority))
 
+    def text(self) -> str:
+        """The policy as it is applied, in the form that is kept with a decision."""
+        return self.model_dump_json(exclude={"description"})
+
     def digest(self) -> str:
-        """SHA-256 of the policy as it is applied."""
-        return hashlib.sha256(self.model_dump_json(exclude={"description"}).encode()).hexdigest()
+        """SHA-256 of `text`."""
+        return hashlib.sha256(self.text().encode()).hexdigest()
 
 
 def load_policy(name: str) -> Policy:

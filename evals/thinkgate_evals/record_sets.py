@@ -17,6 +17,7 @@ from thinkgate.answers import Verdict
 from thinkgate.checkpoint import META
 from thinkgate.errors import DataError
 from thinkgate.records import read_records as read_rows
+from thinkgate_evals.measure import records_folder
 from thinkgate_evals.records import (
     Header,
     Record,
@@ -69,8 +70,7 @@ def find_record_sets(target: Path, name: str | None = None) -> dict[str, RecordS
         return {found.suite: found}
     if not target.is_dir():
         raise DataError(f"{target}: no such file or folder")
-    inside = target / META / "evals"
-    folder = inside if inside.is_dir() else target
+    folder = records_folder(target) if (target / META).is_dir() else target
     files = [file for file in sorted(folder.glob("*.jsonl")) if not file.name.endswith(OLD)]
     if not files:
         raise DataError(
@@ -91,9 +91,12 @@ def load_record_set(path: Path, name: str) -> RecordSet:
 
 
 def _model_name(file: Path) -> str:
-    """`runs/a` for `runs/a/thinkgate/evals/x.jsonl`, the file itself for one that lies alone."""
+    """`a` for `a/thinkgate/evals/x.jsonl` and `a.evals/DIGEST/x.jsonl`, the file itself for one
+    that lies alone."""
     if file.parent.name == "evals" and file.parent.parent.name == META:
         return file.parent.parent.parent.name
+    if file.parent.parent.suffix == ".evals":
+        return file.parent.parent.stem
     return file.parent.name if header_path(file).is_file() else file.stem
 
 

@@ -7,12 +7,19 @@ is the doing of `anytime.py` and of the random order of the problems (`LoadedSui
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 
 from thinkgate.checkpoint import Checkpoint, Decision, GateVerdict, RuleResult, SequentialRun
 from thinkgate_evals.anytime import Betting
 from thinkgate_evals.evidence import Evidence, evidence_of
 from thinkgate_evals.gate import decide, judge
-from thinkgate_evals.measure import Measurement, Options, measure_checkpoint, serving
+from thinkgate_evals.measure import (
+    Measurement,
+    Options,
+    measure_checkpoint,
+    records_folder,
+    serving,
+)
 from thinkgate_evals.policy import Policy
 from thinkgate_evals.suites import LoadedSuite
 
@@ -54,16 +61,23 @@ def gate_in_looks(
     incumbent: Checkpoint | None,
     suites: Mapping[str, LoadedSuite],
     options: Options,
+    out: Path | None = None,
 ) -> tuple[list[Measurement], list[Measurement], Decision]:
     """Measure both models until the policy is decided; what is recorded is not asked again.
 
-    A model's server starts when one of its answers is missing, and runs until the end.
+    A model's server starts when one of its answers is missing, and runs until the end. With `out`,
+    the candidate's records go there.
     """
     planned = {name: len(loaded.planned(options.limit)) for name, loaded in suites.items()}
     inferences = {name: Betting(problems) for name, problems in planned.items()}
     models = [model for model in (candidate, incumbent) if model is not None]
     with ExitStack() as stack:
-        endpoints = [stack.enter_context(serving(m, m.meta("evals"))) for m in models]
+        folders = [out or records_folder(candidate.path)]
+        folders += [records_folder(model.path) for model in models[1:]]
+        endpoints = [
+            stack.enter_context(serving(model, folder))
+            for model, folder in zip(models, folders, strict=True)
+        ]
         measured: list[list[Measurement]] = [[] for _ in models]
         fresh = options.fresh
 
@@ -77,6 +91,7 @@ def gate_in_looks(
                         model,
                         [suites[name]],
                         replace(options, limit=size, fresh=fresh),
+                        folders[number],
                         endpoint=endpoints[number],
                     )
                 ]

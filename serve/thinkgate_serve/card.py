@@ -5,14 +5,17 @@ past it unless the user insists, and then the card says so in every response.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from thinkgate.checkpoint import META, Decision, gated, load_checkpoint, model_digest
+from thinkgate.checkpoint import META, Decision, load_checkpoint, model_digest
 from thinkgate.errors import CheckpointError, RegistryError
 from thinkgate.format import THINK, Tags
+from thinkgate.provenance import verify
+from thinkgate.provenance.keys import PublicKey, trusted_keys
 from thinkgate.registry import Registry
 
 __all__ = ["UNGATED", "Card", "find_target"]
@@ -67,7 +70,13 @@ def find_target(
         return _from_alias(target, registry, name)
     folder = Path(target)
     if folder.is_dir():
-        return _from_folder(folder, allow_ungated, name)
+        return _from_folder(
+            folder,
+            trusted_keys(registry.root),
+            name,
+            "--allow-ungated serves it for development",
+            allow_ungated,
+        )
     if allow_ungated and re.fullmatch(r"[\w.-]+/[\w.-]+", target):
         return Card(name=name or target, source=target, digest=None, decision=None)
     raise _not_found(target, registry)
@@ -75,7 +84,9 @@ def find_target(
 
 def _from_alias(alias: str, registry: Registry, name: str | None) -> Card:
     entry = registry.history(alias)[-1]
-    card = _from_folder(registry.resolve(alias), False, name or alias)
+    folder = registry.resolve(alias)
+    way_out = f"'thinkgate rollback --alias {alias}' goes back to the one before"
+    card = _from_folder(folder, trusted_keys(registry.root), name or alias, way_out)
     if card.digest != entry.model_digest:
         raise CheckpointError(
             f"alias '{alias}' was promoted with digest {entry.model_digest[:12]}, its folder "
@@ -84,16 +95,23 @@ def _from_alias(alias: str, registry: Registry, name: str | None) -> Card:
     return card
 
 
-def _from_folder(folder: Path, allow_ungated: bool, name: str | None) -> Card:
+def _from_folder(
+    folder: Path,
+    keys: Sequence[PublicKey],
+    name: str | None,
+    way_out: str,
+    allow_ungated: bool = False,
+) -> Card:
     if allow_ungated and not (folder / META).is_dir():
         return _plain(folder, name)
-    checkpoint = load_checkpoint(folder)
-    try:
-        decision = gated(checkpoint)
-    except CheckpointError as error:
-        if not allow_ungated:
-            raise CheckpointError(f"{error}; --allow-ungated serves it for development") from error
-        decision = None
+    report = verify(folder, keys)
+    if allow_ungated and report.refused:
+        checkpoint, decision = report.checkpoint or load_checkpoint(folder), None
+    else:
+        try:
+            checkpoint, decision, _ = report.require()
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}; {way_out}") from error
     template = checkpoint.manifest.template
     for key, value in template.sampling.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):

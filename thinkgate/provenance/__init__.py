@@ -3,7 +3,7 @@
 `sign(folder, key)` attests and signs; `verify(folder, keys)` says line by line what matches.
 """
 
-from thinkgate.provenance.signing import sign
-from thinkgate.provenance.verification import Check, Outcome, Report, verify
+from thinkgate.provenance.signing import sign, unsign
+from thinkgate.provenance.verification import SIGNATURE, Check, Outcome, Report, verify
 
-__all__ = ["Check", "Outcome", "Report", "sign", "verify"]
+__all__ = ["SIGNATURE", "Check", "Outcome", "Report", "sign", "unsign", "verify"]

@@ -5,6 +5,9 @@ serves holds only public keys. Knows nothing of checkpoints or of what is signed
 
     $THINKGATE_KEYS     default ~/.config/thinkgate/keys      NAME.key (mode 0600) and NAME.pub
     $THINKGATE_TRUSTED  default ~/.config/thinkgate/trusted   NAME.pub
+
+A registry may have `keys/` and `trusted/` of its own (`registry` below is its folder). They count
+only where this machine has none: whoever can write a registry must not extend a machine's trust.
 """
 
 import hashlib
@@ -100,25 +103,25 @@ def new_key(name: str = DEFAULT_KEY, folder: Path | None = None) -> tuple[Path, 
     return private, public
 
 
-def signing_key(given: str | None = None) -> PrivateKey | None:
+def signing_key(given: str | None = None, registry: Path | None = None) -> PrivateKey | None:
     """The private key `given` by path or name, else `default`; None when there is no such default.
 
     What was asked for and is not there is an error: signing nothing would not be noticed.
     """
-    folder = keys_folder()
+    name = DEFAULT_KEY if given is None else given
+    folders = (keys_folder(), registry / "keys" if registry else None)
+    named = [folder / f"{name}.key" for folder in folders if folder and NAME.fullmatch(name)]
+    found = next((path for path in named if path.exists()), None)
     if given is None:
-        path = folder / f"{DEFAULT_KEY}.key" if folder else None
-        return read_private(path) if path is not None and path.exists() else None
-    path = Path(given)
-    if not path.exists() and folder is not None and NAME.fullmatch(given):
-        path = folder / f"{given}.key"
-    return read_private(path)
+        return read_private(found) if found else None
+    return read_private(Path(given) if Path(given).exists() or not named else found or named[0])
 
 
-def trust(file: Path, name: str | None = None) -> Path:
-    """Believe what the key in `file` signs from now on, on this machine; the trusted copy."""
+def trust(file: Path, name: str | None = None, folder: Path | None = None) -> Path:
+    """Believe what the key in `file` signs from now on; the copy in `folder`, by default this
+    machine's."""
     key = read_public(file)
-    folder = _require(trusted_folder(), TRUSTED)
+    folder = folder or _require(trusted_folder(), TRUSTED)
     _check_name(name or file.stem)
     target = folder / f"{name or file.stem}.pub"
     if target.exists():
@@ -130,19 +133,21 @@ def trust(file: Path, name: str | None = None) -> Path:
     return target
 
 
-def trusted_keys() -> tuple[PublicKey, ...]:
-    """All trusted keys; none when the default folder is missing or $THINKGATE_TRUSTED is empty.
+def trusted_keys(registry: Path | None = None) -> tuple[PublicKey, ...]:
+    """The keys this machine trusts, or where it trusts none, those its registry does.
 
-    ConfigError when the variable names a place without keys: a typing mistake must not end in
-    trusting everything.
+    ConfigError when $THINKGATE_TRUSTED names a place without keys: a typing mistake must not end
+    in trusting somebody else.
     """
     folder = trusted_folder()
     files = sorted(folder.glob("*.pub")) if folder is not None else []
-    if folder is not None and not files and (os.environ.get(TRUSTED) or folder.is_dir()):
+    if folder is not None and not files and os.environ.get(TRUSTED):
         raise ConfigError(
-            f"{folder} has no public key (NAME.pub), so nobody is trusted; add one with "
-            f"'thinkgate keys trust FILE.pub', or set {TRUSTED}= to require no signatures"
+            f"{TRUSTED} is {folder}, which has no public key (NAME.pub), so nobody is trusted; "
+            "mend it, or add one with 'thinkgate keys trust FILE.pub'"
         )
+    if not files and registry is not None:
+        files = sorted((registry / "trusted").glob("*.pub"))
     return tuple(read_public(file) for file in files)
 
 

@@ -8,14 +8,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from thinkgate.checkpoint import META, gated, load_checkpoint, write_atomic
+from thinkgate.checkpoint import META, Checkpoint, gated, load_checkpoint, write_atomic
 from thinkgate.errors import MissingDependencyError
 from thinkgate.provenance.attestation import ATTESTATION, test_result
 from thinkgate.provenance.envelope import seal
 from thinkgate.provenance.keys import PrivateKey
 from thinkgate.provenance.verification import SIGNATURE, folder_digests
 
-__all__ = ["sign"]
+__all__ = ["sign", "unsign"]
 
 
 def sign(folder: Path, key: PrivateKey) -> Path:
@@ -32,9 +32,8 @@ def sign(folder: Path, key: PrivateKey) -> Path:
         ) from error
     checkpoint = load_checkpoint(folder)
     decision = gated(checkpoint)
+    unsign(checkpoint)
     signature = checkpoint.meta(SIGNATURE)
-    signature.unlink(missing_ok=True)
-    checkpoint.meta(ATTESTATION).unlink(missing_ok=True)
     digests = folder_digests(folder)
     write_atomic(
         checkpoint.meta(ATTESTATION), seal(test_result(checkpoint, decision, digests), key)
@@ -51,3 +50,9 @@ def sign(folder: Path, key: PrivateKey) -> Path:
         config.set_hashing_config(everything).sign(folder, made)
         write_atomic(signature, made.read_text(encoding="utf-8"))
     return signature
+
+
+def unsign(checkpoint: Checkpoint) -> None:
+    """Take signature and attestation away, before what they vouch for is changed."""
+    checkpoint.meta(SIGNATURE).unlink(missing_ok=True)
+    checkpoint.meta(ATTESTATION).unlink(missing_ok=True)

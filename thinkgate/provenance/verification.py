@@ -13,7 +13,14 @@ from enum import StrEnum
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
-from thinkgate.checkpoint import META, Checkpoint, Decision, gated, load_checkpoint
+from thinkgate.checkpoint import (
+    META,
+    Checkpoint,
+    Decision,
+    gated,
+    load_checkpoint,
+    require_utf8,
+)
 from thinkgate.errors import CheckpointError
 from thinkgate.provenance.attestation import ATTESTATION, check_statement
 from thinkgate.provenance.envelope import Statement, open_bundle, open_envelope
@@ -48,19 +55,28 @@ class Report:
 
     folder: Path
     checks: tuple[Check, ...]
+    checkpoint: Checkpoint | None = None
+    """None where its model files are not those of its manifest."""
+    decision: Decision | None = None
+    """Only a PASS about exactly these model files."""
+    signer: PublicKey | None = None
+    """Whose signature is on the folder, whether or not the files match it."""
 
     @property
     def refused(self) -> tuple[Check, ...]:
         """What does not match; empty means the folder is what was signed."""
         return tuple(c for c in self.checks if c.outcome is Outcome.REFUSED)
 
-    def require(self) -> None:
-        """CheckpointError naming what does not match."""
+    def require(self) -> tuple[Checkpoint, Decision, PublicKey]:
+        """The checkpoint, its passing decision and who signed both; CheckpointError naming what
+        does not match."""
         if self.refused:
             reasons = "; ".join(f"{c.what}: {c.why}" for c in self.refused[:3])
             raise CheckpointError(
                 f"{self.folder} is refused: {reasons}; see 'thinkgate verify {self.folder}'"
             )
+        assert self.checkpoint and self.decision and self.signer
+        return self.checkpoint, self.decision, self.signer
 
 
 def verify(folder: Path, keys: Sequence[PublicKey]) -> Report:
@@ -81,14 +97,14 @@ def verify(folder: Path, keys: Sequence[PublicKey]) -> Report:
     if digests is None:
         return Report(folder, tuple(checks))
     attempt("formats", lambda: _no_pickles(folder, digests))
-    checkpoint = attempt("manifest", lambda: _manifest(folder))
+    checkpoint = attempt("manifest", lambda: _manifest(folder, digests))
     decision = attempt("decision", lambda: _decision(checkpoint)) if checkpoint else None
-    signed = attempt("signature", lambda: _signature(folder, keys))
+    signed, signer = attempt("signature", lambda: _signature(folder, keys)) or (None, None)
     if signed is not None:
         checks += _compared(signed, digests)
     if checkpoint and decision:
         attempt("attestation", lambda: _attestation(checkpoint, decision, digests, keys))
-    return Report(folder, tuple(checks))
+    return Report(folder, tuple(checks), checkpoint, decision, signer)
 
 
 def folder_digests(folder: Path) -> dict[str, str]:
@@ -111,6 +127,7 @@ def _walk(folder: Path) -> list[Path]:
     for root, folders, names in os.walk(folder, onerror=stop):
         for name in (*folders, *names):
             path = Path(root, name)
+            require_utf8(path)
             if path.is_symlink():
                 raise CheckpointError(f"{path} is a symbolic link; copy the file instead")
             if not (path.is_dir() or path.is_file()):
@@ -151,23 +168,26 @@ def _check_safetensors(path: Path) -> None:
         raise CheckpointError(f"{path.name} is named safetensors and is something else")
 
 
-def _manifest(folder: Path) -> tuple[Checkpoint, str]:
-    checkpoint = load_checkpoint(folder)
+def _manifest(folder: Path, digests: Mapping[str, str]) -> tuple[Checkpoint, str]:
+    checkpoint = load_checkpoint(folder, digests)
     checkpoint.seen_prompts()
     return checkpoint, f"model {checkpoint.digest[:12]}"
 
 
 def _decision(checkpoint: Checkpoint) -> tuple[Decision, str]:
     decision = gated(checkpoint)
-    return decision, f"{decision.verdict.upper()} {decision.id}, policy {decision.policy}"
+    policy = f"policy {decision.policy} ({decision.policy_sha256[:12]})"
+    return decision, f"{decision.verdict.upper()} {decision.id}, {policy}"
 
 
-def _signature(folder: Path, keys: Sequence[PublicKey]) -> tuple[dict[str, str], str]:
+def _signature(
+    folder: Path, keys: Sequence[PublicKey]
+) -> tuple[tuple[dict[str, str], PublicKey], str]:
     file = folder / META / SIGNATURE
     if not file.is_file():
         raise CheckpointError(f"unsigned: no {META}/{SIGNATURE}; run 'thinkgate sign {folder}'")
     statement, key = open_bundle(file.read_bytes(), keys)
-    return signed_files(statement), f"by {key.name} ({key.hint[:12]}), trusted"
+    return (signed_files(statement), key), f"by {key.name} ({key.hint[:12]}), trusted"
 
 
 def signed_files(statement: Statement) -> dict[str, str]:
