@@ -3,12 +3,12 @@
 One server is shared by all tests that leave it running. The model knows `LESSONS` by heart.
 """
 
+import asyncio
 import json
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -60,6 +60,19 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def is_idle(pid: int) -> bool:
+    """Whether a process uses next to no CPU time."""
+
+    def ticks() -> int:
+        return sum(
+            map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13])
+        )
+
+    before = ticks()
+    time.sleep(0.3)
+    return ticks() - before <= 2
 
 
 def engine_of(server_pid: int) -> int:
@@ -146,18 +159,23 @@ def test_logit_bias_reaches_the_engine(served: LocalServer) -> None:
     assert reply.choices[0].message.content == "zzzzz"
 
 
-def test_a_thinking_budget_closes_the_thought_and_answers(served: LocalServer) -> None:
+@pytest.mark.parametrize(("budget", "thought"), [(0, ""), (5, "fir")])
+def test_a_thinking_budget_closes_the_thought_and_answers(
+    served: LocalServer, budget: int, thought: str
+) -> None:
     def draw() -> tuple[Any, Any]:
         body: Any = asked("spaced") | {"temperature": 1, "seed": 5}
         reply = client(served).chat.completions.create(
-            model=served.model, max_tokens=60, extra_body={"thinking_budget": 5}, **body
+            model=served.model, max_tokens=60, extra_body={"thinking_budget": budget}, **body
         )
         return reply.choices[0], reply.usage
 
     choice, usage = draw()
-    assert choice.message.reasoning_content == "fir"  # the tag and the line break are tokens too
+    # The tag and the line break are tokens too; a thought is noticed once its tag is there.
+    assert choice.message.reasoning_content == thought
     assert choice.message.content is not None and choice.reasoning_truncated is True
-    assert usage.completion_tokens_details.reasoning_tokens == 5 + 2  # a line break and the tag
+    closing = 2 if budget else 1  # a line break and the tag, or the tag alone
+    assert usage.completion_tokens_details.reasoning_tokens == max(1, budget) + closing
     again, counted = draw()
     assert (again.message, counted) == (choice.message, usage)
 
@@ -242,51 +260,33 @@ def test_a_reader_who_leaves_frees_the_engine(served: LocalServer, stream: bool)
             if at > 20:
                 raise httpx.ReadTimeout("enough")
     assert eventually(lambda: running(served) == 0, seconds=3)
+    engine = engine_of(served.process.pid)
+    assert eventually(lambda: is_idle(engine), seconds=3)  # it would have run for seconds more
     reply = client(served).chat.completions.create(model=served.model, **asked("closed"))
     assert reply.choices[0].message.content == "15"
 
 
-def test_many_streams_at_once(served: LocalServer) -> None:
-    answers: list[str] = []
-
-    def one() -> None:
-        stream = client(served).chat.completions.create(
+def test_two_hundred_streams_at_once(served: LocalServer) -> None:
+    async def one(http: openai.AsyncOpenAI) -> str:
+        stream = await http.chat.completions.create(
             model=served.model, stream=True, **asked("spaced")
         )
-        answers.append("".join(chunk.choices[0].delta.content or "" for chunk in stream))
+        return "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
 
-    threads = [threading.Thread(target=one) for _ in range(32)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert answers == ["all of STOP it\n"] * 32
+    async def many() -> list[str]:
+        async with openai.AsyncOpenAI(base_url=served.base_url, api_key="none") as http:
+            return await asyncio.gather(*(one(http) for _ in range(200)))
 
-
-def test_sigterm_lets_requests_finish_and_leaves_nothing(gated_checkpoint: Path) -> None:
-    with local_server(gated_checkpoint) as server:
-        engine = engine_of(server.process.pid)
-        body = asked("endless") | ENDLESS | {"stream": True}
-        with httpx.stream(
-            "POST", f"{server.base_url}/chat/completions", json=body, timeout=60
-        ) as response:
-            lines = response.iter_lines()
-            next(lines)
-            # As a terminal's Ctrl-C or a supervisor would: the whole group.
-            os.killpg(server.process.pid, signal.SIGTERM)
-            rest = [line for line in lines if line]
-        assert rest[-1] == "data: [DONE]"
-        assert json.loads(rest[-2][6:])["choices"][0]["finish_reason"] == "length"
-        assert server.process.wait(30) == 0
-        assert not alive(engine)
+    assert asyncio.run(many()) == ["all of STOP it\n"] * 200
 
 
-def test_the_death_of_the_engine_ends_the_server(gated_checkpoint: Path, tmp_path: Path) -> None:
+def test_after_kill_9_of_the_engine_the_same_command_serves_again_and_sigterm_cuts_nothing(
+    gated_checkpoint: Path, tmp_path: Path
+) -> None:
     log = tmp_path / "server.log"
     with local_server(gated_checkpoint, log=log) as server:
-        body = asked("endless") | ENDLESS
         stream = client(server).chat.completions.create(
-            model=server.model, stream=True, messages=body["messages"], extra_body=ENDLESS
+            model=server.model, stream=True, extra_body=ENDLESS, **asked("endless")
         )
         next(iter(stream))
         os.kill(engine_of(server.process.pid), signal.SIGKILL)
@@ -294,6 +294,41 @@ def test_the_death_of_the_engine_ends_the_server(gated_checkpoint: Path, tmp_pat
             list(stream)
         assert server.process.wait(30) == 70
     assert "the engine died" in log.read_text()
+    port = server.base_url.rsplit(":", 1)[1].removesuffix("/v1")
+    with local_server(gated_checkpoint, extra=["--port", port]) as server:
+        engine = engine_of(server.process.pid)
+        assert asyncio.run(_terminated_under_load(server)) == [LOAD_TOKENS] * LOAD
+        assert server.process.wait(30) == 0
+        assert not alive(engine)
+
+
+LOAD, LOAD_TOKENS = 16, 600
+
+
+async def _terminated_under_load(server: LocalServer) -> list[int]:
+    """How many tokens each of many requests came to, all of them running at SIGTERM."""
+
+    async def one(http: openai.AsyncOpenAI, stream: bool) -> int:
+        more: Any = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
+        reply: Any = await http.chat.completions.create(
+            model=server.model,
+            extra_body={"ignore_eos": True, "max_tokens": LOAD_TOKENS},
+            **asked("endless"),
+            **more,
+        )
+        last = [chunk async for chunk in reply][-1] if stream else reply
+        return last.usage.completion_tokens
+
+    async with openai.AsyncOpenAI(
+        base_url=server.base_url, api_key="none", max_retries=0, timeout=60
+    ) as http:
+        tasks = [asyncio.create_task(one(http, at % 4 > 0)) for at in range(LOAD)]
+        while await asyncio.to_thread(running, server) < LOAD:
+            assert not any(task.done() for task in tasks)
+        # As a terminal's Ctrl-C or a supervisor would: the whole group.
+        os.killpg(server.process.pid, signal.SIGTERM)
+        assert not any(task.done() for task in tasks)
+        return await asyncio.gather(*tasks)
 
 
 def test_a_server_does_not_outlive_its_parent(gated_checkpoint: Path, tmp_path: Path) -> None:
