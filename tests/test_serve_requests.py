@@ -1,6 +1,7 @@
 """What is refused, how, and what the server says about itself."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,11 @@ from openai.types import Completion, Model
 from thinkgate.checkpoint import Decision
 from thinkgate_serve.card import Card
 from thinkgate_serve.service import Settings
+
+
+def nested(depth: int) -> dict[str, Any]:
+    return {"type": "array", "items": nested(depth - 1)} if depth else {}
+
 
 # change to a good request → (param, part of the message)
 REFUSED: dict[str, tuple[dict[str, Any], str | None, str]] = {
@@ -61,6 +67,16 @@ REFUSED: dict[str, tuple[dict[str, Any], str | None, str]] = {
         "response_format",
         "'robot'",
     ),
+    "deep schema": (
+        {
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"name": "x", "schema": nested(300)},
+            }
+        },
+        "response_format",
+        "nested too deeply",
+    ),
     "schema beyond the engine": (
         {
             "response_format": {
@@ -98,6 +114,31 @@ REFUSED: dict[str, tuple[dict[str, Any], str | None, str]] = {
     "too long": ({"max_tokens": CONTEXT}, "max_tokens", f"the context of {CONTEXT}"),
     "surrogate": ({"messages": [{"role": "user", "content": "\ud800"}]}, None, "lone surrogate"),
 }
+
+
+NONSENSE: dict[str, tuple[str, dict[str, Any]]] = {
+    "messages": ("/v1/chat/completions", {"messages": [1] * 10**6}),
+    "messages, good ones": ("/v1/chat/completions", {"messages": HELLO * 50_000}),
+    "content": ("/v1/chat/completions", {"messages": [{"role": "user", "content": [1] * 10**6}]}),
+    "stop": ("/v1/chat/completions", {"messages": HELLO, "stop": [1] * 10**6}),
+    "bias": ("/v1/chat/completions",
+             {"messages": HELLO, "logit_bias": {str(token): "x" for token in range(200_000)}}),
+    "keys": ("/v1/chat/completions",
+             {"messages": HELLO} | {f"x{number}": 1 for number in range(200_000)}),
+    "prompt": ("/v1/completions", {"prompt": [1, "a"] * 400_000}),
+    "prompts": ("/v1/completions", {"prompt": [[1]] * 500_000}),
+    "tokens": ("/detokenize", {"tokens": ["a"] * 500_000}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", NONSENSE)
+def test_megabytes_of_nonsense_are_refused_at_the_first_mistake(case: str) -> None:
+    """One error for each of a million items once took a minute, in which nobody was answered."""
+    path, body = NONSENSE[case]
+    app_began = time.process_time()
+    response = ask(FakeEngine([]), path, **body)
+    assert response.status_code == 400 and len(response.text) < 1000
+    assert time.process_time() - app_began < 3
 
 
 @pytest.mark.parametrize("case", REFUSED)

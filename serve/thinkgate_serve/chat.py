@@ -90,8 +90,10 @@ def _constraint(model: Model, wanted: ResponseFormat) -> Constraint | None:
     try:
         Draft202012Validator.check_schema(schema)
         model.engine.check_constraint(constraint)
-    except (SchemaError, RequestRefused) as error:
+    except (SchemaError, RequestRefused, RecursionError) as error:
         reason = error.message if isinstance(error, SchemaError) else str(error)
+        if isinstance(error, RecursionError):
+            reason = "it is nested too deeply"
         raise ApiError(
             400, f"the schema cannot be used: {reason}", param="response_format"
         ) from error

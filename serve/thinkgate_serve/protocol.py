@@ -4,7 +4,7 @@ Owns names, types and ranges of request fields. A field that OpenAI has and this
 support may be sent with its neutral value (`"n": 1`, `"tools": null`) and is refused otherwise.
 """
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -15,6 +15,15 @@ MAX_SAMPLES = 64
 MAX_STOPS = 32
 MAX_LOGPROBS = 20
 LONGEST_TOKEN_ID = 18
+MAX_MESSAGES = 10_000
+MAX_PROMPTS = 1024
+MAX_KEYS = 1024
+"""Of one object, and tokens with a bias."""
+
+T = TypeVar("T")
+
+Many = Annotated[list[T], Field(fail_fast=True)]
+"""A list that is refused at its first bad item: to report each of a million takes gigabytes."""
 
 
 class Wire(BaseModel):
@@ -30,6 +39,8 @@ class Wire(BaseModel):
     def _drop_neutral(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
+        if len(data) > MAX_KEYS:
+            raise ValueError(f"an object with {len(data)} keys, {MAX_KEYS} at most")
         kept: dict[str, Any] = {}
         for key, value in data.items():
             neutral = cls.unsupported.get(key)
@@ -71,7 +82,7 @@ class Message(Wire):
     }
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart] | None = None
+    content: str | Many[TextPart] | None = None
     reasoning_content: str | None = None
     """An earlier turn's thought; whether the model sees it is the chat template's decision."""
     reasoning: str | None = None
@@ -117,7 +128,7 @@ class Generate(Wire):
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     """Choice i is drawn with seed + i."""
-    stop: str | list[str] | None = None
+    stop: str | Many[str] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=2)] | None = None
@@ -140,10 +151,14 @@ class Generate(Wire):
             raise ValueError(f"{len(stops)} stop strings, {MAX_STOPS} at most")
         return stop
 
-    @field_validator("logit_bias")
+    @field_validator("logit_bias", mode="before")
     @classmethod
-    def _token_ids(cls, bias: dict[str, float] | None) -> dict[str, float] | None:
-        for key in bias or {}:
+    def _token_ids(cls, bias: Any) -> Any:
+        if not isinstance(bias, dict):
+            return bias
+        if len(bias) > MAX_KEYS:
+            raise ValueError(f"{len(bias)} tokens have a bias, {MAX_KEYS} at most")
+        for key in bias:
             if not (key.isascii() and key.isdigit() and len(key) <= LONGEST_TOKEN_ID):
                 raise ValueError(f"'{key[:40]}' is not a token id")
         return bias
@@ -218,7 +233,7 @@ class ChatRequest(Generate):
         "web_search_options": (),
     }
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[Many[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     """The newer name of `max_tokens`; reasoning counts in both."""
     logprobs: bool | None = None
@@ -282,15 +297,18 @@ class CompletionRequest(Generate):
         "suffix": (),
     }
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: str | Many[str] | Many[int] | Many[Many[int]]
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     """How many of the likeliest tokens to list beside each generated one."""
 
-    @field_validator("prompt")
+    @field_validator("prompt", mode="before")
     @classmethod
-    def _not_empty(cls, prompt: Any) -> Any:
-        if isinstance(prompt, list) and (not prompt or any(item in ("", []) for item in prompt)):
-            raise ValueError("the prompt must not be empty")
+    def _not_too_many(cls, prompt: Any) -> Any:
+        if isinstance(prompt, list):
+            if not prompt or any(item in ("", []) for item in prompt):
+                raise ValueError("the prompt must not be empty")
+            if not isinstance(prompt[0], int) and len(prompt) > MAX_PROMPTS:
+                raise ValueError(f"{len(prompt)} prompts, {MAX_PROMPTS} at most")
         return prompt
 
 
@@ -298,7 +316,7 @@ class TokenizeRequest(Wire):
     """`POST /tokenize`: a conversation as the model sees it, or plain text."""
 
     model: str | None = None
-    messages: Annotated[list[Message], Field(min_length=1)] | None = None
+    messages: Annotated[Many[Message], Field(min_length=1, max_length=MAX_MESSAGES)] | None = None
     prompt: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     add_special_tokens: bool = True
@@ -316,4 +334,4 @@ class DetokenizeRequest(Wire):
     """`POST /detokenize`."""
 
     model: str | None = None
-    tokens: list[Annotated[int, Field(ge=0)]]
+    tokens: Many[Annotated[int, Field(ge=0)]]
