@@ -4,9 +4,11 @@ import asyncio
 import io
 import json
 import signal
+import socket
 import threading
 import time
 from argparse import ArgumentParser
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from test_serve_socket import Running, client, eventually, running
 
 from thinkgate.cli import main
 from thinkgate.errors import ConfigError
+from thinkgate_serve import middleware
 from thinkgate_serve.app import create_app
 from thinkgate_serve.auth import ApiKey, Keyring, add_key, digest, read_keys
 from thinkgate_serve.command import add_arguments
@@ -27,6 +30,7 @@ from thinkgate_serve.model import Deployment
 from thinkgate_serve.options import ServeConfig, load_options
 from thinkgate_serve.service import Settings
 
+ASKED = {"messages": HELLO}
 SECRET = "tg-a-secret-that-is-long-enough"
 
 
@@ -64,8 +68,13 @@ def test_the_right_key_and_the_open_paths() -> None:
     for secret in (SECRET, "other"):
         headers = bearer(secret)
         assert ask(engine, settings=settings, headers=headers, messages=HELLO).status_code == 200
-    for path in ("/health", "/ready", "/metrics", "/version"):
+    for path in ("/health", "/ready", "/metrics", "/version", "/docs"):
         assert ask(engine, path, settings=settings, method="GET").status_code == 200
+    document = ask(engine, "/openapi.json", settings=settings, method="GET").json()
+    assert document["components"]["securitySchemes"] == {
+        "HTTPBearer": {"type": "http", "scheme": "bearer"}
+    }
+    assert "securitySchemes" not in ask(engine, "/openapi.json", method="GET").text
 
 
 def test_keys_are_made_listed_removed_and_nowhere_in_the_file(
@@ -258,6 +267,17 @@ def test_sigterm_finishes_what_runs_and_takes_nothing_new() -> None:
     assert server.exit_code == 0
 
 
+def test_during_the_drain_delay_requests_are_still_taken() -> None:
+    engine = FakeEngine(characters("<think>why</think>42"))
+    with running(engine, drain_delay=1) as server:
+        assert server.door is not None
+        server.door.handle_exit(signal.SIGTERM, None)
+        assert httpx.get(f"{server.url.removesuffix('/v1')}/ready").status_code == 503
+        assert httpx.post(f"{server.url}/chat/completions", json=ASKED).status_code == 200
+        assert server.exit_code is None
+        assert eventually(lambda: server.exit_code == 0)
+
+
 # Streams under load
 
 
@@ -292,7 +312,42 @@ def test_ten_megabytes_are_refused() -> None:
         assert response.status_code == 413
 
 
+def test_a_body_that_never_comes_gives_its_place_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(middleware, "BODY_SECONDS", 1.5)
+    with running(FakeEngine(characters("x")), Settings(max_queue=1)) as server:
+        where = httpx.URL(server.url)
+        with socket.create_connection((where.host, where.port or 0), timeout=10) as slow:
+            slow.sendall(
+                b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{"
+            )
+            assert eventually(lambda: httpx.post(server.url + "/completions").status_code == 503)
+            assert slow.recv(1000).startswith(b"HTTP/1.1 408")
+        assert httpx.post(f"{server.url}/chat/completions", json=ASKED).status_code == 200
+
+
 # Logs and CORS
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a device always full")
+def test_a_full_disk_fails_no_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = FakeEngine(characters("42"))
+
+    async def twice() -> list[str]:
+        app = create_app(Deployment(engine, CARD), Settings(log_format=LogFormat.TEXT))
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://t") as http:
+            for _ in range(2):
+                reply = await http.post("/v1/chat/completions", json=ASKED)
+                assert reply.status_code == 200
+            return (await http.get("/metrics")).text.splitlines()
+
+    with open("/dev/full", "w", buffering=1) as full:
+        monkeypatch.setattr("sys.stderr", full)
+        lines = asyncio.run(twice())
+        monkeypatch.undo()
+        with suppress(OSError):
+            full.close()
+    assert "thinkgate_log_lines_lost_total 2.0" in lines
 
 
 def test_one_line_per_request_without_what_was_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,9 @@ class Running:
 
 
 @contextmanager
-def running(engine: FakeEngine, settings: Settings | None = None) -> Iterator[Running]:
+def running(
+    engine: FakeEngine, settings: Settings | None = None, drain_delay: int = 0
+) -> Iterator[Running]:
     """The server in a thread; it ends when its engine is dead."""
     sock = bind("127.0.0.1", 0)
     up = threading.Event()
@@ -34,7 +36,7 @@ def running(engine: FakeEngine, settings: Settings | None = None) -> Iterator[Ru
 
     def work() -> None:
         app = create_app(Deployment(engine, CARD), settings)
-        listening = make_server(app, announce=up.set, drain_seconds=5)
+        listening = make_server(app, announce=up.set, drain_seconds=5, drain_delay=drain_delay)
         server.door = listening
         server.exit_code = serve(listening, sock)
 

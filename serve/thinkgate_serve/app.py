@@ -6,8 +6,9 @@ Owns routing and the endpoints about the server itself. Generation lives in `cha
 
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, Response
@@ -42,7 +43,9 @@ __all__ = ["create_app"]
 def create_app(deployment: Deployment, settings: Settings | None = None) -> FastAPI:
     """An application that serves `deployment`; whoever made that stops it."""
     service = Service(deployment, settings or Settings())
-    app = FastAPI(title="thinkgate", version=__version__)
+    # The scheme makes `/docs` ask for a key; who has one is checked in `middleware.py`.
+    scheme = [Depends(HTTPBearer(auto_error=False))] if service.keyring else []
+    app = FastAPI(title="thinkgate", version=__version__, dependencies=scheme)
     app.state.service = service
     app.add_exception_handler(ApiError, on_api_error)
     app.add_exception_handler(RequestValidationError, on_invalid_request)
@@ -154,7 +157,7 @@ def _add_operations(app: FastAPI, service: Service) -> None:
     @app.get("/ready")
     async def ready() -> JSONResponse:
         """200 when requests are taken and the engine answers, else 503."""
-        if service.limiter.draining:
+        if service.limiter.leaving:
             return JSONResponse({"status": "shutting down"}, 503)
         if await service.deployment.engine.ready():
             return JSONResponse({"status": "ready"})

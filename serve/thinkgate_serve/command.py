@@ -65,6 +65,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="SECONDS",
     )
+    add(
+        "--drain-delay",
+        "how long requests are still taken after SIGTERM, /ready saying 503 (default: 0)",
+        type=int,
+        metavar="SECONDS",
+    )
     add("--stop-with-stdin", "stop when standard input closes", action="store_true")
     _add_protection(add)
     _accept_engine_options(parser)
@@ -138,6 +144,7 @@ def run(args: argparse.Namespace) -> int:
             create_app(Deployment(engine, card), settings),
             announce=lambda: _announce(card, chosen.host, sock.getsockname()[1]),
             drain_seconds=chosen.drain,
+            drain_delay=chosen.drain_delay,
         )
         return serve(server, sock)
     finally:

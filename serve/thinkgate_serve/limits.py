@@ -99,7 +99,10 @@ class Limiter:
         self.max_queue = max_queue
         self.in_flight = 0
         self.waiting = 0
+        self.leaving = False
+        """Load balancers are told to send no more; what they still send is taken."""
         self.draining = False
+        """Nothing new is taken."""
         self._clock = clock
         self._accounts: dict[str, Account] = {}
 

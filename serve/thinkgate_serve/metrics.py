@@ -41,6 +41,10 @@ class Metrics:
         self.timeouts = self._counter(
             "request_timeouts", "Generation requests ended by the time limit."
         )
+        self.log_lines_lost = self._counter(
+            "log_lines_lost",
+            "Requests whose log line could not be written, such as to a full disk.",
+        )
         self.tokens = self._counter(
             "tokens", "Tokens by channel: prompt, reasoning, answer.", "channel"
         )

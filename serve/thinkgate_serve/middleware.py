@@ -28,6 +28,12 @@ TIMED_OUT = 504
 OPEN_PATHS = frozenset({"/health", "/ready", "/metrics", "/version"})
 """They need no key: supervisors, load balancers and Prometheus ask for them."""
 
+DOCS = frozenset({"/docs", "/redoc", "/openapi.json"})
+"""Nor do these: a browser has no key to send, and they say no more than our own repository."""
+
+BODY_SECONDS = 60.0
+"""How long a body may take to arrive: a request holds its place in the queue meanwhile."""
+
 UNAUTHORIZED = "unauthorized"
 
 
@@ -139,9 +145,15 @@ class Envelope:
         path = exchange.path if exchange.path in self._paths else "other"
         service.metrics.requests.labels(path, str(exchange.status)).inc()
         if not _is_open(exchange.path) or exchange.status >= 500:
-            service.log.write(exchange)
+            self._log(exchange)
         if service.settings.tracing is not None and self._is_generation(exchange):
             service.settings.tracing.record(exchange, headers)
+
+    def _log(self, exchange: Exchange) -> None:
+        try:
+            self._service.log.write(exchange)
+        except OSError:  # a full disk, a closed pipe: no reason to fail requests
+            self._service.metrics.log_lines_lost.inc()
 
     def _limited(self, exchange: Exchange, headers: Headers, receive: Receive) -> Receive:
         """`receive` with limits on the body's size and on how long it may take to come."""
@@ -149,6 +161,9 @@ class Envelope:
         declared = headers.get("content-length", "")
         refused = HTTPException(413, f"the body is larger than {limit} bytes")
         received, complete = 0, False
+        until = asyncio.get_running_loop().time() + BODY_SECONDS
+        if exchange.deadline is not None:
+            until = min(until, exchange.deadline)
 
         async def limited() -> Message:
             nonlocal received, complete
@@ -157,7 +172,7 @@ class Envelope:
             if declared.isdigit() and int(declared) > limit:
                 raise refused
             try:
-                async with asyncio.timeout_at(exchange.deadline):
+                async with asyncio.timeout_at(until):
                     message = await receive()
             except TimeoutError as error:
                 raise HTTPException(408, "the body did not arrive in time") from error
@@ -175,7 +190,7 @@ class Envelope:
 
 def _is_open(path: str) -> bool:
     """Whether it needs no key; and while it succeeds it is nothing to log."""
-    return path in OPEN_PATHS or is_page(path)
+    return path in OPEN_PATHS or path in DOCS or is_page(path)
 
 
 def _come_back(refusal: Refusal) -> Response:

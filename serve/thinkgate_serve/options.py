@@ -37,6 +37,7 @@ class ServeConfig(Config):
     reasoning_field: ReasoningField = ReasoningField.BOTH
     max_model_len: Annotated[int, Field(ge=1)] | None = None
     drain: Annotated[int, Field(ge=0)] = 60
+    drain_delay: Annotated[int, Field(ge=0)] = 0
     stop_with_stdin: bool = False
     keys: Path | None = None
     no_keys: bool = False

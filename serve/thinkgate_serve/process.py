@@ -92,12 +92,14 @@ def end_with_stdin() -> None:
     threading.Thread(target=watch, name="stdin", daemon=True).start()
 
 
-def make_server(app: FastAPI, *, announce: Callable[[], None], drain_seconds: int) -> "Server":
+def make_server(
+    app: FastAPI, *, announce: Callable[[], None], drain_seconds: int, drain_delay: int = 0
+) -> "Server":
     """A server of `app`, not yet running; it calls `announce` once it accepts."""
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, ws="none", server_header=False
     )
-    return Server(config, app.state.service, announce, drain_seconds)
+    return Server(config, app.state.service, announce, drain_seconds, drain_delay)
 
 
 def serve(server: "Server", sock: socket.socket) -> int:
@@ -121,6 +123,7 @@ class Server(uvicorn.Server):
         service: Service,
         announce: Callable[[], None],
         drain_seconds: int,
+        drain_delay: int,
     ) -> None:
         super().__init__(config)
         self.engine_died = False
@@ -128,6 +131,7 @@ class Server(uvicorn.Server):
         self._announce = announce
         self._limiter = service.limiter
         self._drain_seconds = drain_seconds
+        self._drain_delay = drain_delay
         self._watching: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -147,23 +151,26 @@ class Server(uvicorn.Server):
         Uvicorn would stop listening at once, and health checks would fail before the work is done;
         and it would raise the signal again at the end, before the engine is stopped.
         """
-        if self._limiter.draining and sig == signal.SIGINT:
+        if self._limiter.leaving and sig == signal.SIGINT:
             self.force_exit = True
             self.should_exit = True
-        self._limiter.draining = True
+        self._limiter.leaving = True
+        self._limiter.draining |= self._drain_delay == 0
 
     async def _watch(self) -> None:
         """Until the engine is dead, or draining is done or has taken too long."""
         loop = asyncio.get_running_loop()
-        until: float | None = None
+        left_at = until = math.inf
         while not self._service.deployment.engine.dead:
-            if self._limiter.draining:
-                until = loop.time() + self._drain_seconds if until is None else until
-                if self._limiter.in_flight == 0 or loop.time() >= until:
-                    break
+            if self._limiter.leaving:
+                left_at = min(left_at, loop.time())
+                until = left_at + self._drain_delay + self._drain_seconds
+                self._limiter.draining |= loop.time() >= left_at + self._drain_delay
+            if self._limiter.draining and (self._limiter.in_flight == 0 or loop.time() >= until):
+                break
             await asyncio.sleep(WATCH_SECONDS)
         self.engine_died = self._service.deployment.engine.dead
-        self._limiter.draining = True
-        left = 0 if until is None else math.ceil(until - loop.time())
+        self._limiter.leaving = self._limiter.draining = True
+        left = 0 if until == math.inf else math.ceil(until - loop.time())
         self.config.timeout_graceful_shutdown = max(1, left)
         self.should_exit = True
