@@ -23,6 +23,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from pydantic import ValidationError
+
 from thinkgate.config import nearest
 from thinkgate.errors import ConfigError, MissingDependencyError, ServerError
 
@@ -468,5 +470,11 @@ def _is_clients_fault(error: Exception) -> bool:
 
 
 def _first_line(error: BaseException) -> str:
+    """What an error of vLLM's says, in one sentence; of several mistakes the first."""
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        reason = first["msg"].removeprefix("Value error, ")
+        setting = ".".join(map(str, first["loc"]))
+        return f"--engine.{setting} {first['input']!r}: {reason}" if setting else reason
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(lines[:3]) if lines else type(error).__name__

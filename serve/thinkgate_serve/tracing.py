@@ -73,7 +73,7 @@ class Tracing:
         from opentelemetry.sdk.resources import OTELResourceDetector, Resource
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-        about = Resource({"service.name": "thinkgate", "service.version": __version__})
+        about = Resource.create({"service.name": "thinkgate", "service.version": __version__})
         provider = self._sdk.TracerProvider(resource=about.merge(OTELResourceDetector().detect()))
         exporter = self._exporter
         if exporter is None:
