@@ -45,6 +45,9 @@ MOST_DISPUTES = 50
 LONGEST_TRACE = 6000
 """Characters of a reasoning or answer that are shown."""
 
+LONGEST_LINE = 300
+"""Characters of what stands in a line or in a cell of a table."""
+
 
 @dataclass(frozen=True, slots=True)
 class Trace:
@@ -103,6 +106,7 @@ def _render(results: Results) -> str:
         results=results,
         created=now(),
         script=script,
+        short=LONGEST_LINE,
         script_hash=base64.b64encode(digest).decode(),
         chart_style=CHART_STYLE,
         charts=[(curve.title, draw_curve(curve)) for curve in curves],
@@ -176,8 +180,8 @@ def _mark(rule: RuleResult) -> str:
     return draw_interval(rule.low, rule.high, rule.estimate, line)
 
 
-def _clip(text: str) -> str:
-    if len(text) <= LONGEST_TRACE:
+def _clip(text: str, longest: int = LONGEST_TRACE) -> str:
+    if len(text) <= longest:
         return text
-    left = len(text) - LONGEST_TRACE
-    return f"{text[:LONGEST_TRACE]}\n… {left:,} more characters in the records"
+    left = len(text) - longest
+    return f"{text[:longest]}\n… {left:,} more characters in the records"
