@@ -4,7 +4,7 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +44,13 @@ LESSONS = {
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A complete, ungated checkpoint of a tiny Qwen3 that has learned `LESSONS` by heart."""
+    import torch
+
     from thinkgate_train.scratch import Scratch, build_model, build_tokenizer
 
     tokenizer: Any = build_tokenizer()
-    model = _learn(build_model, tokenizer, Scratch(layers=2, max_length=TINY_CONTEXT))
+    torch.manual_seed(0)
+    model = learn(build_model(tokenizer, Scratch(layers=2, max_length=TINY_CONTEXT)), tokenizer)
     return make_checkpoint(tmp_path_factory.mktemp("tiny") / "model", model, tokenizer)
 
 
@@ -86,14 +89,14 @@ def browser() -> Iterator[Any]:
         chromium.close()
 
 
-def _learn(build_model: Any, tokenizer: Any, size: Any) -> Any:
-    """Overfit `LESSONS`: seconds on a CPU, and the model then says them word for word."""
+def learn(
+    model: Any, tokenizer: Any, lessons: Mapping[str, str] = LESSONS, rate: float = 3e-3
+) -> Any:
+    """Overfit `lessons`: seconds on a CPU, and the model then says them word for word."""
     import torch
 
-    torch.manual_seed(0)
-    model = build_model(tokenizer, size)
     rows, labels = [], []
-    for question, reply in LESSONS.items():
+    for question, reply in lessons.items():
         prompt: str = tokenizer.apply_chat_template(
             [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
         )
@@ -105,7 +108,8 @@ def _learn(build_model: Any, tokenizer: Any, size: Any) -> Any:
     ids = torch.tensor([row + [tokenizer.pad_token_id] * (width - len(row)) for row in rows])
     target = torch.tensor([row + [-100] * (width - len(row)) for row in labels])
     mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=rate)
     for _ in range(400):
         loss = model(input_ids=ids, attention_mask=mask, labels=target).loss
         loss.backward()

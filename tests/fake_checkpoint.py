@@ -1,12 +1,15 @@
 """Checkpoint folders for tests: complete with manifest, and with a gate decision when asked."""
 
 import hashlib
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from thinkgate.checkpoint import (
+    ADAPTER,
     DECISION,
+    META,
     POLICY,
     Decision,
     GateVerdict,
@@ -31,6 +34,8 @@ def make_checkpoint(
     config: str = "{}",
     files: Mapping[str, bytes] | None = None,
     seen: frozenset[str] = frozenset(),
+    adapter: Path | None = None,
+    parent: str | None = None,
 ) -> Path:
     """A complete checkpoint; without a model, one of `config` and `files` alone."""
     with writing_checkpoint(folder) as partial:
@@ -41,6 +46,8 @@ def make_checkpoint(
         else:
             model.save_pretrained(partial)
             tokenizer.save_pretrained(partial)
+        if adapter is not None:
+            shutil.copytree(adapter, partial / META / ADAPTER)
         template = (tokenizer.chat_template or "") if tokenizer else ""
         manifest = Manifest(
             name="tiny",
@@ -53,6 +60,8 @@ def make_checkpoint(
                 close_tag="</think>",
                 prefilled=False,
             ),
+            adapter_digest=model_digest(adapter) if adapter else None,
+            parent=parent,
             model_digest=model_digest(partial),
             created=now(),
         )

@@ -6,6 +6,7 @@ Each character is one token, so tags are spelled in many tokens and every count 
 """
 
 import asyncio
+import copy
 import json
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
@@ -97,6 +98,15 @@ class FakeEngine:
         if constraint.schema is not None and "refuse" in constraint.schema:
             raise RequestRefused("this schema is beyond the engine")
 
+    def adapted(self, name: str, folder: str) -> "FakeEngine":
+        adapted = copy.copy(self)
+        adapted.script = lambda *_: characters(f"<think>as {name}</think>{folder}")
+        return adapted
+
+    async def warm_up(self) -> None:
+        if self.failure is not None:
+            raise self.failure
+
     async def ready(self) -> bool:
         return not self.dead
 
@@ -125,7 +135,7 @@ class FakeEngine:
 
 
 def ask(
-    engine: FakeEngine,
+    engine: FakeEngine | Deployment,
     path: str = "/v1/chat/completions",
     *,
     settings: Settings | None = None,
@@ -138,7 +148,8 @@ def ask(
     """One request through the whole application, without a socket."""
 
     async def send() -> httpx.Response:
-        app = create_app(Deployment(engine, card), settings)
+        served = engine if isinstance(engine, Deployment) else Deployment(engine, card)
+        app = create_app(served, settings)
         transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             raw = json.dumps(body).encode() if content is None else content

@@ -162,7 +162,9 @@ def test_the_readme_commands_run(finished: tuple[Path, str], tmp_path: Path) -> 
     (tmp_path / "runs" / "registry").symlink_to(root / "registry")
     (tmp_path / "tests").symlink_to(ROOT / "tests")
     text = (ROOT / "README.md").read_text()
-    commands = re.findall(r"^    \.venv/bin/thinkgate ((?:eval|gate|verify|promote|list|show).*)$", text, re.M)
+    commands = re.findall(
+        r"^    \.venv/bin/thinkgate ((?:eval|gate|verify|promote|list|show).*)$", text, re.M
+    )
     assert len(commands) == 6
     for line in commands:
         done = subprocess.run(

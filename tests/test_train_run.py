@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from thinkgate.checkpoint import Checkpoint, load_checkpoint
+from thinkgate.checkpoint import ADAPTER, Checkpoint, load_checkpoint, model_digest
 from thinkgate.cli import main
 from thinkgate.errors import CheckpointError
 from thinkgate.problems import Arithmetic, load, prompt_key
@@ -77,6 +77,7 @@ def test_grpo_goes_on_from_the_cold_start(cold_start: Checkpoint, tmp_path: Path
     )
     assert list((tmp_path / "tensorboard" / "grpo").glob("events.out.tfevents.*"))
     assert not list(out.glob("adapter*"))  # merged: any loader takes it
+    assert checkpoint.manifest.adapter_digest == model_digest(checkpoint.meta(ADAPTER))
 
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

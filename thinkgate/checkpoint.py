@@ -8,6 +8,7 @@ does not know how a model is trained, measured or served.
     thinkgate/decision.json                   what the gate said about exactly these bytes
     thinkgate/policy.json                     the policy it applied, word for word
     thinkgate/evals/<suite>.jsonl             one record per sample
+    thinkgate/adapter/                        the LoRA adapter the weights were merged from
 """
 
 import fcntl
@@ -29,6 +30,7 @@ from thinkgate.config import Config
 from thinkgate.errors import CheckpointError
 
 __all__ = [
+    "ADAPTER",
     "DECISION",
     "META",
     "POLICY",
@@ -65,6 +67,7 @@ MANIFEST = "manifest.json"
 DECISION = "decision.json"
 POLICY = "policy.json"
 SEEN = "seen-prompts.txt"
+ADAPTER = "adapter"
 
 
 class GateVerdict(StrEnum):
@@ -141,6 +144,8 @@ class Manifest(Config):
     seed: int = 0
     seen_sha256: str | None = None
     """Of `thinkgate/seen-prompts.txt`; `write_manifest` fills it in."""
+    adapter_digest: str | None = None
+    """`model_digest` of `thinkgate/adapter/`; None where there is none."""
     parent: str | None = None
     """`model_digest` of the checkpoint this one was trained from."""
     metrics: dict[str, float] = Field(default_factory=dict)

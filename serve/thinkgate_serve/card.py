@@ -11,7 +11,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from thinkgate.checkpoint import META, Decision, load_checkpoint, model_digest
+from thinkgate.checkpoint import META, Decision, Manifest, load_checkpoint, model_digest
 from thinkgate.errors import CheckpointError, RegistryError
 from thinkgate.format import THINK, Tags
 from thinkgate.provenance import verify
@@ -37,6 +37,8 @@ class Card:
     tags: Tags = THINK
     sampling: dict[str, Any] = field(default_factory=dict)
     """Sampling defaults the model was gated with; the model's own come after these."""
+    manifest: Manifest | None = None
+    """None for what thinkgate did not train."""
 
     @property
     def gate(self) -> str:
@@ -126,6 +128,7 @@ def _from_folder(
         decision=decision,
         tags=Tags(template.open_tag, template.close_tag),
         sampling=dict(template.sampling),
+        manifest=checkpoint.manifest,
     )
 
 

@@ -3,6 +3,7 @@
   thinkgate serve runs/quickstart/grpo --port 8001      a checkpoint folder that passed its gate
   thinkgate serve Qwen/Qwen3-0.6B --allow-ungated       any Hub model or folder, for development
   thinkgate serve production --max-model-len 8192 --engine.gpu_memory_utilization 0.8
+  thinkgate serve production --lora math=runs/math/grpo adapters of it as further models
   thinkgate serve production --host 0.0.0.0 --keys keys.yaml --log-format json
   thinkgate serve --config serve.yaml engine.max_num_seqs=64
 
@@ -19,9 +20,11 @@ from typing import Any
 from thinkgate.config import apply_overrides
 from thinkgate.errors import ConfigError
 from thinkgate.registry import Registry
+from thinkgate_serve.adapters import find_adapters, lora_options
 from thinkgate_serve.card import Card, find_target
-from thinkgate_serve.engine import VLLMEngine, require_vllm
+from thinkgate_serve.engine import require_vllm
 from thinkgate_serve.logs import LogFormat
+from thinkgate_serve.model import Deployment
 from thinkgate_serve.options import load_options
 from thinkgate_serve.process import bind, end_with_stdin, make_server, serve, stop_while_loading
 from thinkgate_serve.service import ReasoningField
@@ -49,6 +52,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--config", "settings as YAML; options given here win", type=Path, metavar="FILE")
     add("--host", "address to listen on (default: 127.0.0.1)")
     add("--port", "0 takes a free one (default: 8000)", type=_port)
+    add(
+        "--lora",
+        "serve the adapter of a checkpoint trained from TARGET as NAME; may be repeated",
+        action="append",
+        metavar="NAME=FOLDER",
+    )
     add("--allow-ungated", "serve what passed no gate, and say so", action="store_true")
     add("--registry", "registry folder (default: runs/registry)", type=Path, metavar="DIR")
     add("--model-name", "name clients use (default: the alias or manifest's)", metavar="NAME")
@@ -117,19 +126,23 @@ def run(args: argparse.Namespace) -> int:
     require_vllm()
     chosen = load_options(args)
     settings = chosen.settings()
+    registry = Registry(chosen.registry)
     card = find_target(
         chosen.target,
-        registry=Registry(chosen.registry),
+        registry=registry,
         allow_ungated=chosen.allow_ungated,
         name=chosen.model_name,
     )
-    options = chosen.engine_options()
+    adapters = find_adapters(
+        chosen.lora, card, registry=registry, allow_ungated=chosen.allow_ungated
+    )
+    options = lora_options(adapters) | chosen.engine_options()
     sock = bind(chosen.host, chosen.port)
     stopped = stop_while_loading()
     if chosen.stop_with_stdin:
         end_with_stdin()
     try:
-        engine = VLLMEngine.load(card.source, options, visible=(card.tags.open, card.tags.close))
+        deployment = Deployment.load(card, adapters, options)
     except Exception:
         if (code := stopped()) is not None:
             return code
@@ -138,17 +151,16 @@ def run(args: argparse.Namespace) -> int:
         if (code := stopped()) is not None:
             return code
         from thinkgate_serve.app import create_app
-        from thinkgate_serve.model import Deployment
 
         server = make_server(
-            create_app(Deployment(engine, card), settings),
+            create_app(deployment, settings),
             announce=lambda: _announce(card, chosen.host, sock.getsockname()[1]),
             drain_seconds=chosen.drain,
             drain_delay=chosen.drain_delay,
         )
         return serve(server, sock)
     finally:
-        engine.shutdown()
+        deployment.stop()
         if settings.tracing is not None:
             settings.tracing.close()
 

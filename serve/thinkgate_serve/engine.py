@@ -5,6 +5,7 @@ gate: token ids go in, text and token ids come out. vLLM's server modules move e
 so only its engine, inputs and sampling-params modules are imported, inside functions.
 """
 
+import copy
 import ctypes
 import dataclasses
 import gc
@@ -145,6 +146,14 @@ class Engine(Protocol):
         """RequestRefused when texts cannot be held to this shape."""
         ...
 
+    def adapted(self, name: str, folder: str) -> "Engine":
+        """The same engine, its answers bent by a LoRA adapter; stop the original, not this."""
+        ...
+
+    async def warm_up(self) -> None:
+        """Load what the first request would; ServerError when it cannot be loaded."""
+        ...
+
     async def ready(self) -> bool:
         """Whether the engine answers now."""
         ...
@@ -175,6 +184,8 @@ class VLLMEngine:
         self._skip_special = True
         self._shutdown_seconds = 5.0
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
+        self._lora: Any = None
+        self._adapters = 0
         self.tokenizer: Tokenizer = llm.get_tokenizer()
         self.context_length: int = llm.model_config.max_model_len
         defaults: dict[str, Any] = llm.model_config.get_diff_sampling_param()
@@ -212,6 +223,24 @@ class VLLMEngine:
     def dead(self) -> bool:
         return bool(self._llm.errored)
 
+    def adapted(self, name: str, folder: str) -> "VLLMEngine":
+        from vllm.lora.request import LoRARequest
+
+        self._adapters += 1
+        adapted = copy.copy(self)
+        adapted._lora = LoRARequest(name, self._adapters, folder)
+        return adapted
+
+    async def warm_up(self) -> None:
+        if self._lora is None:
+            return
+        try:
+            await self._llm.add_lora(self._lora)
+        except Exception as error:  # vLLM hands on what happened in its process as bare Exceptions
+            raise ServerError(
+                f"vLLM cannot load the adapter {self._lora.lora_path}: {_first_line(error)}"
+            ) from error
+
     async def ready(self) -> bool:
         return not self._llm.errored
 
@@ -224,7 +253,9 @@ class VLLMEngine:
             if _is_clients_fault(error):
                 raise RequestRefused(str(error)) from error
             raise
-        outputs = self._llm.generate(self._prompt(prompt_ids), params, request_id)
+        outputs = self._llm.generate(
+            self._prompt(prompt_ids), params, request_id, lora_request=self._lora
+        )
         try:
             async with aclosing(outputs):
                 async for output in outputs:

@@ -16,7 +16,7 @@ from typing import Any
 from thinkgate.errors import ConfigError
 from thinkgate.format import render_prompt
 from thinkgate_serve.card import Card
-from thinkgate_serve.engine import Engine, Sampling
+from thinkgate_serve.engine import Engine, Sampling, VLLMEngine
 from thinkgate_serve.failures import ApiError
 from thinkgate_serve.generation import Closing, Plan
 from thinkgate_serve.protocol import Generate, Message
@@ -181,12 +181,21 @@ class Deployment:
     those already running.
     """
 
-    def __init__(self, engine: Engine, card: Card) -> None:
+    def __init__(self, engine: Engine, card: Card, adapters: Sequence[Card] = ()) -> None:
         self.engine = engine
         self.since = int(time.time())
         # One thread: fast tokenizers fail when two threads change their settings at once.
         self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="tokenize")
         self.models = {card.name: Model(engine, card, self._tokenizing)}
+        for adapter in adapters:
+            adapted = engine.adapted(adapter.name, adapter.source)
+            self.models[adapter.name] = Model(adapted, adapter, self._tokenizing)
+
+    @classmethod
+    def load(cls, card: Card, adapters: Sequence[Card], options: Mapping[str, Any]) -> "Deployment":
+        """Load what `card` stands for on vLLM; `options` are its engine arguments."""
+        visible = [tag for each in (card, *adapters) for tag in (each.tags.open, each.tags.close)]
+        return cls(VLLMEngine.load(card.source, options, visible=visible), card, adapters)
 
     @property
     def default(self) -> Model:
@@ -197,6 +206,11 @@ class Deployment:
     def in_flight(self) -> int:
         """Requests bound to any of its models that have not ended."""
         return sum(model.in_flight for model in self.models.values())
+
+    async def warm_up(self) -> None:
+        """Load the adapters; ServerError when one cannot be."""
+        for model in self.models.values():
+            await model.engine.warm_up()
 
     def stop(self) -> None:
         """Stop the engine and the tokenizer's thread; safe to call twice."""

@@ -48,6 +48,8 @@ class ServeConfig(Config):
     log_prompts: bool = False
     cors_origin: tuple[str, ...] = ()
     otlp_endpoint: str | None = None
+    lora: dict[str, str] = Field(default_factory=dict)
+    """LoRA adapters by the name clients use: checkpoints trained from the target, or aliases."""
     engine: dict[str, Any] = Field(default_factory=dict)
     """Fields of vLLM's AsyncEngineArgs."""
 
@@ -99,11 +101,25 @@ def load_options(args: argparse.Namespace) -> ServeConfig:
     data = apply_overrides(data, overrides)
     data |= {"target": targets[0]} if targets else {}
     data |= given
+    if "lora" in given:
+        data["lora"] = _by_name(given["lora"])
     if engine:
         data["engine"] = {**(data.get("engine") or {}), **engine}
     if "target" not in data:
         raise ConfigError("what to serve? give a TARGET, or 'target:' in --config FILE")
     return parse(ServeConfig, data, file or "thinkgate serve")
+
+
+def _by_name(pairs: Sequence[str]) -> dict[str, str]:
+    adapters: dict[str, str] = {}
+    for pair in pairs:
+        name, equals, target = pair.partition("=")
+        if not (name and equals and target):
+            raise ConfigError(f"--lora {pair}: give NAME=FOLDER")
+        if name in adapters:
+            raise ConfigError(f"--lora {pair}: '{name}' is given twice")
+        adapters[name] = target
+    return adapters
 
 
 def _sort(words: Sequence[str]) -> tuple[list[str], list[str]]:

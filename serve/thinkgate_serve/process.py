@@ -135,6 +135,7 @@ class Server(uvicorn.Server):
         self._watching: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await self._service.deployment.warm_up()
         await super().startup(sockets)
         if self.started:
             self._watching = asyncio.create_task(self._watch())

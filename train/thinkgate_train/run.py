@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from thinkgate.checkpoint import (
+    ADAPTER,
     META,
     Checkpoint,
     HealthRecord,
@@ -48,7 +49,6 @@ __all__ = ["METRICS", "RunState", "main_process", "train"]
 
 METRICS = "metrics.jsonl"
 COMPLETIONS = "completions.jsonl"
-ADAPTER = "adapter"
 RECORDED_PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "thinkgate")
 # What may differ between a run and its resumption: how far and how it goes on, not what it is.
 RESUMABLE = (
@@ -240,8 +240,10 @@ def _finish(
     with writing_checkpoint(out) as folder:
         if recipe.peft is not None:
             merged_model(recipe, result).save_pretrained(folder)
-            shutil.copytree(result, folder / META / ADAPTER, ignore=_only_adapter)
+            adapter = folder / META / ADAPTER
+            shutil.copytree(result, adapter, ignore=_only_adapter)
         else:
+            adapter = None
             for file in result.iterdir():
                 if file.suffix not in (".bin", ".pt", ".pth"):  # pickles: nothing loads them
                     shutil.move(file, folder / file.name)
@@ -269,6 +271,7 @@ def _finish(
                 packages=package_versions(*RECORDED_PACKAGES),
                 seed=recipe.seed,
                 parent=start.parent.digest if start.parent else None,
+                adapter_digest=model_digest(adapter) if adapter else None,
                 metrics=functools.reduce(lambda last, row: last | row, metrics, {}),
                 health=health,
                 model_digest=model_digest(folder),

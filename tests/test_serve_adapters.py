@@ -1,0 +1,146 @@
+"""LoRA adapters beside their base: which are allowed, and what clients see of them."""
+
+import json
+from pathlib import Path
+
+import pytest
+from fake_checkpoint import make_checkpoint, record_decision
+from fake_engine import CARD, HELLO, FakeEngine, ask, characters
+
+from thinkgate.checkpoint import ADAPTER, META
+from thinkgate.errors import CheckpointError, ConfigError, ThinkgateError
+from thinkgate.registry import Registry
+from thinkgate_serve.adapters import find_adapters, lora_options
+from thinkgate_serve.card import Card, find_target
+from thinkgate_serve.model import Deployment
+
+LORA = {"peft_type": "LORA", "r": 4, "rank_pattern": {"q_proj": 12}}
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Registry:
+    return Registry(tmp_path / "registry")
+
+
+@pytest.fixture
+def base(tmp_path: Path, registry: Registry) -> Card:
+    record_decision(make_checkpoint(tmp_path / "base"))
+    return find_target(str(tmp_path / "base"), registry=registry)
+
+
+def plain_adapter(folder: Path, config: object = LORA) -> Path:
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    (folder / "adapter_model.safetensors").write_bytes(b"weights")
+    return folder
+
+
+@pytest.fixture
+def trained(tmp_path: Path, base: Card) -> Path:
+    """A checkpoint trained with LoRA from `base`, not gated."""
+    adapter = plain_adapter(tmp_path / "plain")
+    return make_checkpoint(
+        tmp_path / "trained", config='{"merged": 1}', adapter=adapter, parent=base.digest
+    )
+
+
+def find(base: Card, registry: Registry, target: Path | str, allow: bool = False) -> Card:
+    wanted = {"math": str(target)}
+    (card,) = find_adapters(wanted, base, registry=registry, allow_ungated=allow)
+    return card
+
+
+def test_the_adapter_of_a_gated_checkpoint_is_its_own_model(
+    base: Card, registry: Registry, trained: Path
+) -> None:
+    decision = record_decision(trained)
+    registry.promote("staging", trained)
+    for target in (trained, "staging"):
+        card = find(base, registry, target)
+        assert (card.name, card.decision, card.digest) == ("math", decision, decision.candidate)
+        assert Path(card.source) == trained / META / ADAPTER
+    assert lora_options([card]) == {"enable_lora": True, "max_lora_rank": 16, "max_loras": 1}
+    assert lora_options([]) == {}
+
+
+def test_an_adapter_nobody_judged_is_refused(base: Card, registry: Registry, trained: Path) -> None:
+    with pytest.raises(CheckpointError, match="no gate decision"):
+        find(base, registry, trained)
+    assert find(base, registry, trained, allow=True).gate == "ungated"
+
+
+def test_a_changed_adapter_is_refused(base: Card, registry: Registry, trained: Path) -> None:
+    record_decision(trained)
+    weights = trained / META / ADAPTER / "adapter_model.safetensors"
+    weights.write_bytes(b"Weights")
+    for allow in (False, True):
+        with pytest.raises(CheckpointError, match="changed after training"):
+            find(base, registry, trained, allow)
+
+
+def test_an_adapter_of_another_base_is_refused(
+    tmp_path: Path, base: Card, registry: Registry, trained: Path
+) -> None:
+    record_decision(trained)
+    other = make_checkpoint(tmp_path / "other", config='{"other": 1}')
+    record_decision(other)
+    with pytest.raises(CheckpointError, match=f"trained on {(base.digest or '')[:12]}, served is"):
+        find(find_target(str(other), registry=registry), registry, trained)
+
+
+def test_a_checkpoint_without_an_adapter_is_refused(base: Card, registry: Registry) -> None:
+    with pytest.raises(CheckpointError, match="no adapter its manifest vouches for"):
+        find(base, registry, base.source)
+
+
+def test_a_plain_adapter_needs_the_flag(tmp_path: Path, base: Card, registry: Registry) -> None:
+    folder = plain_adapter(tmp_path / "plain")
+    with pytest.raises(CheckpointError):
+        find(base, registry, folder)
+    card = find(base, registry, folder, allow=True)
+    assert (card.gate, card.source) == ("ungated", str(folder))
+    assert card.digest is not None
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ({"peft_type": "LORA"}, "no readable adapter_config.json"),
+        ([], "no readable adapter_config.json"),
+        ({"peft_type": "IA3", "r": 1}, "a IA3 adapter, not LoRA"),
+    ],
+)
+def test_what_is_no_lora_adapter(
+    tmp_path: Path, base: Card, registry: Registry, config: object, reason: str
+) -> None:
+    folder = plain_adapter(tmp_path / "plain", config)
+    with pytest.raises(CheckpointError, match=reason):
+        find(base, registry, folder, allow=True)
+
+
+def test_names_and_ranks_that_cannot_be(tmp_path: Path, base: Card, registry: Registry) -> None:
+    folder = plain_adapter(tmp_path / "plain", {"peft_type": "LORA", "r": 1000})
+    with pytest.raises(ConfigError, match="'tiny' is the base's name"):
+        find_adapters({"tiny": str(folder)}, base, registry=registry, allow_ungated=True)
+    with pytest.raises(ThinkgateError, match="rank 1000 is more"):
+        lora_options([find(base, registry, folder, allow=True)])
+
+
+def test_clients_choose_by_name_and_see_who_answered() -> None:
+    engine = FakeEngine(characters("<think>as base</think>ok"))
+    adapter = Card(name="math", source="folder", digest="cd" * 32, decision=None)
+    deployment = Deployment(engine, CARD, [adapter])
+    listed = ask(deployment, "/v1/models", method="GET").json()["data"]
+    assert [(model["id"], model["digest"]) for model in listed] == [
+        ("m", CARD.digest),
+        ("math", adapter.digest),
+    ]
+    for name, said, digest in (("math", "as math", "cd" * 32), ("m", "as base", CARD.digest)):
+        response = ask(deployment, messages=HELLO, model=name)
+        body = response.json()
+        assert body["choices"][0]["message"]["reasoning"] == said
+        assert body["model"] == name
+        assert response.headers["x-thinkgate-model-digest"] == digest
+    assert deployment.in_flight == 0
+    assert ask(deployment, messages=HELLO).json()["model"] == "m"
+    assert ask(deployment, messages=HELLO, model="x").status_code == 404

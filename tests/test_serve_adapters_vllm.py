@@ -1,0 +1,86 @@
+"""A LoRA adapter on real vLLM: its name answers otherwise than its base, in the same batch."""
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+import torch
+from conftest import LESSONS, learn
+from fake_checkpoint import make_checkpoint, record_decision
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from thinkgate.checkpoint import load_checkpoint
+from thinkgate.errors import ServerError
+from thinkgate_clients.local import local_server
+
+pytestmark = pytest.mark.slow
+
+SAYS = "<think>7+8=16</think>16"
+
+
+@pytest.fixture(scope="module")
+def trained(gated_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A gated checkpoint trained with LoRA from the tiny one; its adapter says `SAYS`."""
+    folder = tmp_path_factory.mktemp("lora")
+    tokenizer: Any = AutoTokenizer.from_pretrained(gated_checkpoint)
+    model: Any = AutoModelForCausalLM.from_pretrained(gated_checkpoint)
+    torch.manual_seed(0)
+    config = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+    adapted: PeftModel = get_peft_model(model, config)  # type: ignore[assignment]
+    learn(adapted, tokenizer, {"closed": SAYS}, rate=1e-2)
+    adapted.save_pretrained(str(folder / "adapter"))
+    merged = adapted.merge_and_unload()  # type: ignore[operator]
+    checkpoint = make_checkpoint(
+        folder / "grpo",
+        merged,
+        tokenizer,
+        adapter=folder / "adapter",
+        parent=load_checkpoint(gated_checkpoint).digest,
+    )
+    record_decision(checkpoint)
+    return checkpoint
+
+
+def test_base_and_adapter_answer_side_by_side(gated_checkpoint: Path, trained: Path) -> None:
+    said: dict[str, set[str]] = {"tiny": set(), "sixteen": set()}
+    with local_server(gated_checkpoint, extra=["--lora", f"sixteen={trained}"]) as server:
+        client = openai.OpenAI(base_url=server.base_url, api_key="none", max_retries=0)
+        digests = {model.id: model.digest for model in client.models.list()}  # type: ignore[attr-defined]
+        assert digests == {
+            "tiny": load_checkpoint(gated_checkpoint).digest,
+            "sixteen": load_checkpoint(trained).digest,
+        }
+
+        def ask(name: str) -> None:
+            raw = client.chat.completions.with_raw_response.create(
+                model=name, messages=[{"role": "user", "content": "closed"}], temperature=0
+            )
+            message: Any = raw.parse().choices[0].message
+            assert raw.headers["x-thinkgate-model-digest"] == digests[name]
+            said[name].add(f"<think>{message.reasoning_content}</think>{message.content}")
+
+        threads = [threading.Thread(target=ask, args=(name,)) for name in list(said) * 4]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert said == {"tiny": {LESSONS["closed"]}, "sixteen": {SAYS}}
+
+
+def test_an_adapter_vllm_cannot_load_ends_the_start(
+    gated_checkpoint: Path, trained: Path, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    source = trained / "thinkgate" / "adapter"
+    (broken / "adapter_config.json").write_bytes((source / "adapter_config.json").read_bytes())
+    (broken / "adapter_model.safetensors").write_bytes(b"no weights")
+    extra = ["--lora", f"x={broken}"]
+    with (
+        pytest.raises(ServerError, match="vLLM cannot load the adapter"),
+        local_server(gated_checkpoint, allow_ungated=True, extra=extra),
+    ):
+        pass
