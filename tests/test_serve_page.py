@@ -21,6 +21,7 @@ from thinkgate_clients.local import LocalServer
 from thinkgate_serve.auth import ApiKey, Keyring, digest
 from thinkgate_serve.engine import Delta, RequestRefused, Sampling
 from thinkgate_serve.service import Settings
+from thinkgate_serve.traces import TraceStore
 
 UI = Path(__file__).parent.parent / "serve" / "ui"
 REPLY = "<think>7+8=15\n15-6=9</think>It is **9**."
@@ -286,6 +287,51 @@ def test_an_ungated_model_says_so_large(browser: Browser, server: Running) -> No
         expect(page.get_by_role("note")).to_contain_text("passed no quality gate")
         page.get_by_role("button", name="m · ungated").click()
         expect(page.get_by_role("dialog")).to_contain_text("ab" * 32)
+
+
+def test_traces_are_browsed_found_and_deleted_and_their_text_is_inert(
+    browser: Browser, tmp_path: Path
+) -> None:
+    engine = FakeEngine(characters(f"<think>{HOSTILE}</think>{HOSTILE}"))
+    settings = Settings(traces=TraceStore(tmp_path / "traces.db"))
+    with running(engine, settings) as server, opened(browser, server.url) as page:
+        for question in ("first", HOSTILE):
+            asked(page, question)
+        page.get_by_role("link", name="Traces").click()
+        traces = page.get_by_role("main").locator(".list a")
+        expect(traces).to_have_count(2)
+        page.get_by_label("Search traces").press_sequentially("first")
+        expect(traces).to_have_count(2)  # the second holds the first as its history
+        traces.last.click()
+        expect(page.locator(".sheet .said")).to_have_text(["first"])
+        page.locator(".sheet .thought summary").click()
+        expect(page.locator(".sheet pre")).to_contain_text("<script>window.pwned=1</script>")
+        assert is_inert(page)
+        check_accessibility(page)
+        page.get_by_role("button", name="Delete", exact=True).click()
+        expect(traces).to_have_count(1)
+        assert is_inert(page)
+        check_accessibility(page)
+        page.go_back()
+        expect(page.get_by_role("main")).to_contain_text("there is no trace")
+
+
+def test_votes_are_shown(browser: Browser) -> None:
+    answers = iter(["9", "8", "9"])
+    engine = FakeEngine(lambda *_: characters(f"<think>why</think>{next(answers)}"))
+    with running(engine) as server, opened(browser, server.url) as page:
+        page.get_by_role("button", name="Settings").click()
+        page.get_by_label("Temperature").fill("1")
+        page.get_by_role("button", name="Save").click()
+        page.get_by_role("combobox", name="Consensus").select_option("Vote of 3")
+        asked(page, "8+7-6")
+        votes = page.get_by_role("region", name="Votes")
+        expect(votes.get_by_role("heading")).to_have_text("2 of 3 agree (67 %)")
+        expect(votes.locator("li")).to_have_text(["92 of 3", "81 of 3"])
+        expect(page.locator(".prose")).to_have_text("9")
+        check_accessibility(page)
+        page.reload()
+        expect(votes).to_be_visible()
 
 
 def check_accessibility(page: Page) -> None:

@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", choices=["add", "list", "remove"])
     parser.add_argument("name", nargs="?", metavar="NAME", help="whose key; shown in logs")
     parser.add_argument("--file", type=Path, required=True, help="the keys file")
+    parser.add_argument("--admin", action="store_true", help="may see all keys' traces")
     for limit in LIMITS:
         parser.add_argument("--" + limit.replace("_", "-"), type=int, metavar="N")
 
@@ -31,17 +32,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Change or show the keys file."""
     limits = {limit: getattr(args, limit) for limit in LIMITS}
-    if args.action != "add" and any(value is not None for value in limits.values()):
+    given = args.admin or any(value is not None for value in limits.values())
+    if args.action != "add" and given:
         raise ConfigError(f"api-keys {args.action} takes no limits; they belong to 'add'")
     if (args.name is None) != (args.action == "list"):
         wanted = "takes no NAME" if args.name else "needs a NAME"
         raise ConfigError(f"api-keys {args.action} {wanted}")
     if args.action == "add":
-        print(add_key(args.file, args.name, **limits))
+        print(add_key(args.file, args.name, admin=args.admin, **limits))
     elif args.action == "remove":
         remove_key(args.file, args.name)
     else:
         for key in read_keys(args.file):
-            shown = key.model_dump(exclude_none=True, exclude={"name", "sha256"})
+            shown = key.model_dump(exclude_defaults=True, exclude={"name", "sha256"})
             print("  ".join([key.name, *(f"{limit}={value}" for limit, value in shown.items())]))
     return 0

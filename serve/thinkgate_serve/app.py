@@ -36,6 +36,7 @@ from thinkgate_serve.protocol import (
     TokenizeRequest,
 )
 from thinkgate_serve.service import Service, Settings
+from thinkgate_serve.traces_api import add_traces
 
 __all__ = ["create_app"]
 
@@ -45,7 +46,9 @@ def create_app(deployment: Deployment, settings: Settings | None = None) -> Fast
     service = Service(deployment, settings or Settings())
     # The scheme makes `/docs` ask for a key; who has one is checked in `middleware.py`.
     scheme = [Depends(HTTPBearer(auto_error=False))] if service.keyring else []
-    app = FastAPI(title="thinkgate", version=__version__, dependencies=scheme)
+    traces = service.settings.traces
+    lifespan = None if traces is None else lambda app: traces.opened()
+    app = FastAPI(title="thinkgate", version=__version__, dependencies=scheme, lifespan=lifespan)
     app.state.service = service
     app.add_exception_handler(ApiError, on_api_error)
     app.add_exception_handler(RequestValidationError, on_invalid_request)
@@ -54,6 +57,7 @@ def create_app(deployment: Deployment, settings: Settings | None = None) -> Fast
     _add_generation(app, service)
     _add_tokenizer(app, service)
     _add_operations(app, service)
+    add_traces(app, service)
     add_page(app)
     paths = frozenset(path for route in app.routes if (path := getattr(route, "path", None)))
     app.add_middleware(Envelope, service=service, paths=paths)
@@ -61,7 +65,7 @@ def create_app(deployment: Deployment, settings: Settings | None = None) -> Fast
         app.add_middleware(
             CORSMiddleware,
             allow_origins=service.settings.cors_origins,
-            allow_methods=["GET", "POST"],
+            allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["*"],
             expose_headers=["x-request-id", "x-thinkgate-gate", "retry-after"],
         )

@@ -40,6 +40,8 @@ class ApiKey(Config):
     """Prompt and completion tokens together; counted when they are known, at the end."""
     concurrency: Limit | None = None
     """Requests running at the same time."""
+    admin: bool = False
+    """May see the traces of all keys."""
 
     @field_validator("sha256")
     @classmethod
@@ -83,7 +85,7 @@ class Keyring:
                 raise ConfigError(
                     f"{ENV_KEY} has {len(secret)} characters; give it {SHORTEST_ENV_KEY} at least"
                 )
-            keys.append(ApiKey(name="env", sha256=digest(secret)))
+            keys.append(ApiKey(name="env", sha256=digest(secret), admin=True))
         return cls(KeysFile(keys=tuple(keys)).keys)
 
     def __bool__(self) -> bool:
@@ -111,13 +113,14 @@ def read_keys(file: Path) -> tuple[ApiKey, ...]:
     return parse(KeysFile, read_yaml(file), file).keys
 
 
-def add_key(file: Path, name: str, **limits: int | None) -> str:
+def add_key(file: Path, name: str, *, admin: bool = False, **limits: int | None) -> str:
     """Make a key and write its hash to `file`; the key itself is returned and kept nowhere."""
     kept = list(read_keys(file)) if file.exists() else []
     secret = PREFIX + secrets.token_urlsafe(32)
     if any(key.name == name for key in kept):
         raise ConfigError(f"{file} has a key named '{name}' already; remove it first")
-    _write(file, [*kept, parse(ApiKey, {"name": name, "sha256": digest(secret), **limits}, file)])
+    made = {"name": name, "sha256": digest(secret), "admin": admin, **limits}
+    _write(file, [*kept, parse(ApiKey, made, file)])
     return secret
 
 
@@ -131,5 +134,5 @@ def remove_key(file: Path, name: str) -> None:
 
 
 def _write(file: Path, keys: Sequence[ApiKey]) -> None:
-    data = {"keys": [key.model_dump(exclude_none=True) for key in keys]}
+    data = {"keys": [key.model_dump(exclude_none=True, exclude_defaults=True) for key in keys]}
     write_atomic(file, yaml.safe_dump(data, sort_keys=False))

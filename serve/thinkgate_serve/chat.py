@@ -22,6 +22,7 @@ from thinkgate_serve.consensus import Election
 from thinkgate_serve.engine import Constraint, RequestRefused, TokenLogprob
 from thinkgate_serve.failures import ApiError
 from thinkgate_serve.generation import Choice, Piece, Plan, Thinking
+from thinkgate_serve.logs import EXCHANGE
 from thinkgate_serve.model import Model
 from thinkgate_serve.phases import EFFORTS, Phased, bounded
 from thinkgate_serve.protocol import ChatRequest, ResponseFormat
@@ -59,6 +60,8 @@ async def chat_completion(service: Service, request: ChatRequest, http: Request)
     writer = ChatWriter(service, model, request, plan, choices, f"chatcmpl-{request_id}")
     if request.consensus is not None:
         writer.election = Election(plan, choices, service.voting)
+        if exchange := EXCHANGE.get():
+            exchange.report = writer.election.report
     events = service.run(model, plan, choices, writer.id, begun)
     if writer.election is not None:
         events = writer.election.hold(events)

@@ -109,6 +109,14 @@ def _add_protection(add: Callable[..., None]) -> None:
     )
     add("--log-prompts", "write request bodies to the log", action="store_true")
     add(
+        "--traces",
+        "keep requests, thoughts and answers in this SQLite file",
+        type=Path,
+        metavar="FILE",
+    )
+    add("--traces-keep-days", "how long (default: 30)", type=float, metavar="DAYS")
+    add("--traces-max-rows", "how many at most (default: 100000)", type=int, metavar="N")
+    add(
         "--otlp-endpoint",
         "send traces to this OpenTelemetry collector, such as http://localhost:4318",
         metavar="URL",

@@ -42,9 +42,10 @@ def error_body(
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-async def on_api_error(_: Request, error: Exception) -> JSONResponse:
+async def on_api_error(request: Request, error: Exception) -> JSONResponse:
     """Handler of `ApiError`."""
     assert isinstance(error, ApiError)
+    request.state.error = error.message
     body = error_body(error.status, error.message, error.param, error.code)
     return JSONResponse(body, error.status)
 

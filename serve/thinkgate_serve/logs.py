@@ -7,6 +7,7 @@ prompts is written only when the operator asked for it; text of answers never is
 import json
 import sys
 import time
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -14,6 +15,7 @@ from enum import StrEnum
 from typing import Any, TextIO
 
 from thinkgate_serve.engine import Sampling
+from thinkgate_serve.generation import Choice, Piece
 from thinkgate_serve.limits import Admission
 from thinkgate_serve.model import Model
 
@@ -47,7 +49,11 @@ class Exchange:
     """Of each choice; "truncated" is one that ended inside its thought."""
     error: str | None = None
     body: bytearray | None = None
-    """What was sent, kept only to be logged."""
+    """What was sent, kept only to be logged or traced."""
+    completions: dict[Choice, list[Piece]] | None = None
+    """What was generated, kept only to be traced."""
+    report: Callable[[], dict[str, Any]] | None = None
+    """What else there is to say about the completions, such as their votes."""
     admission: Admission | None = None
     model: Model | None = None
     """The model that answers."""

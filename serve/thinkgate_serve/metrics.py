@@ -54,6 +54,9 @@ class Metrics:
         self.truncated = self._counter(
             "reasoning_truncated", "Completions that ended inside the thought."
         )
+        self.traces_lost = self._counter(
+            "traces_lost", "Traces that could not be kept: the disk is full, or the queue."
+        )
         self.running = Gauge(
             "thinkgate_running_requests",
             "Generation requests the engine is working on, those in its queue included.",

@@ -19,6 +19,7 @@ from thinkgate_serve.limits import Reason, Refusal
 from thinkgate_serve.logs import EXCHANGE, Exchange
 from thinkgate_serve.page import is_page
 from thinkgate_serve.service import Service
+from thinkgate_serve.traces import trace_of
 
 __all__ = ["OPEN_PATHS", "Envelope"]
 
@@ -70,7 +71,7 @@ class Envelope:
             raise
         finally:
             EXCHANGE.reset(token)
-            self._finish(exchange, headers)
+            self._finish(exchange, headers, scope)
 
     def _refuse(self, exchange: Exchange, headers: Headers) -> Response | None:
         """A response instead of an answer, or None when the request may go on."""
@@ -98,8 +99,11 @@ class Envelope:
         seconds = self._service.settings.request_timeout
         if seconds is not None:
             exchange.deadline = asyncio.get_running_loop().time() + seconds
-        if self._service.settings.log_prompts:
+        settings = self._service.settings
+        if settings.log_prompts or settings.traces is not None:
             exchange.body = bytearray()
+        if settings.traces is not None:
+            exchange.completions = {}
         if key is not None:
             self._service.metrics.key_requests.labels(key.name).inc()
         return None
@@ -132,7 +136,7 @@ class Envelope:
 
         return send_with_headers
 
-    def _finish(self, exchange: Exchange, headers: Headers) -> None:
+    def _finish(self, exchange: Exchange, headers: Headers, scope: Scope) -> None:
         service = self._service
         if exchange.model is not None:
             exchange.release()
@@ -144,6 +148,7 @@ class Envelope:
                 service.metrics.key_tokens.labels(exchange.key).inc(exchange.tokens)
         path = exchange.path if exchange.path in self._paths else "other"
         service.metrics.requests.labels(path, str(exchange.status)).inc()
+        self._trace(exchange, scope["state"].get("error"))
         if not _is_open(exchange.path) or exchange.status >= 500:
             self._log(exchange)
         if service.settings.tracing is not None and self._is_generation(exchange):
@@ -154,6 +159,14 @@ class Envelope:
             self._service.log.write(exchange)
         except OSError:  # a full disk, a closed pipe: no reason to fail requests
             self._service.metrics.log_lines_lost.inc()
+
+    def _trace(self, exchange: Exchange, error: str | None) -> None:
+        """Hand the request to the trace store; what was kept for that alone is not logged."""
+        settings = self._service.settings
+        if settings.traces is not None and (trace := trace_of(exchange, error)) is not None:
+            settings.traces.record(trace)
+        if not settings.log_prompts:
+            exchange.body = None
 
     def _limited(self, exchange: Exchange, headers: Headers, receive: Receive) -> Receive:
         """`receive` with limits on the body's size and on how long it may take to come."""

@@ -17,6 +17,7 @@ from thinkgate.errors import ConfigError
 from thinkgate_serve.auth import ENV_KEY, Keyring
 from thinkgate_serve.logs import LogFormat
 from thinkgate_serve.service import ReasoningField, Settings
+from thinkgate_serve.traces import TraceStore
 from thinkgate_serve.tracing import Tracing, wants_tracing
 
 __all__ = ["ServeConfig", "load_options"]
@@ -46,6 +47,9 @@ class ServeConfig(Config):
     max_body_mib: Annotated[int, Field(ge=1)] = 4
     log_format: LogFormat = LogFormat.TEXT
     log_prompts: bool = False
+    traces: Path | None = None
+    traces_keep_days: Annotated[float, Field(gt=0)] = 30
+    traces_max_rows: Annotated[int, Field(ge=1)] = 100_000
     cors_origin: tuple[str, ...] = ()
     otlp_endpoint: str | None = None
     lora: dict[str, str] = Field(default_factory=dict)
@@ -72,7 +76,16 @@ class ServeConfig(Config):
             cors_origins=self.cors_origin,
             log_format=self.log_format,
             log_prompts=self.log_prompts,
+            traces=self.trace_store(),
             tracing=Tracing(self.otlp_endpoint) if wants_tracing(self.otlp_endpoint) else None,
+        )
+
+    def trace_store(self) -> TraceStore | None:
+        """Where traces are kept; ConfigError when that cannot be."""
+        if self.traces is None:
+            return None
+        return TraceStore(
+            self.traces, keep_days=self.traces_keep_days, max_rows=self.traces_max_rows
         )
 
     def engine_options(self) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from thinkgate_serve.limits import Limiter
 from thinkgate_serve.logs import EXCHANGE, LogFormat, RequestLog
 from thinkgate_serve.metrics import Metrics
 from thinkgate_serve.model import Deployment, Model
+from thinkgate_serve.traces import TraceStore
 from thinkgate_serve.tracing import Tracing
 
 __all__ = ["ReasoningField", "Service", "Settings"]
@@ -56,6 +57,7 @@ class Settings:
     log_format: LogFormat = LogFormat.OFF
     log_prompts: bool = False
     tracing: Tracing | None = None
+    traces: TraceStore | None = None
 
 
 class Service:
@@ -70,6 +72,8 @@ class Service:
         self.log = RequestLog(settings.log_format)
         self.metrics = Metrics()
         self.metrics.waiting.set_function(lambda: self.limiter.waiting)
+        if settings.traces is not None:
+            settings.traces.on_failure = self.metrics.traces_lost.inc
         # Comparing answers may take seconds: nothing else waits behind it.
         self.voting = ThreadPoolExecutor(VOTING_THREADS, thread_name_prefix="vote")
 
@@ -106,6 +110,10 @@ class Service:
         """
         seen: set[Channel | None] = set()
         first_at: float | None = None
+        exchange = EXCHANGE.get()
+        kept = exchange.completions if exchange is not None else None
+        if kept is not None:
+            kept |= {choice: [] for choice in choices}
         self.metrics.running.inc()
         try:
             async with aclosing(run_choices(model.engine, plan, choices, request_id)) as events:
@@ -114,6 +122,8 @@ class Service:
                         after = time.perf_counter() - begun
                         first_at = after if first_at is None else first_at
                         self._first(seen, pieces, after)
+                    if kept is not None:
+                        kept[choice].extend(pieces)
                     yield choice, pieces
         except EngineDead as error:
             raise ApiError(503, "the engine has stopped", code="engine_dead") from error

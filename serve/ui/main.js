@@ -3,7 +3,7 @@
 import { chat, models } from "./api.js";
 import { showBadge } from "./card.js";
 import { announce, byId, h, iconButton, toast } from "./dom.js";
-import { connectSettings, openSettings } from "./options.js";
+import { connectSettings, openSettings, showDefaults } from "./options.js";
 import { sampling, settings } from "./settings.js";
 import * as store from "./store.js";
 import { Answer, question } from "./thread.js";
@@ -285,7 +285,12 @@ async function loadModels() {
   const list = byId("model");
   list.replaceChildren(...served.map((model) => h("option", {}, model.id)));
   list.hidden = served.length < 2;
-  showBadge(served[0]);
+  showServed(served[0]);
+}
+
+function showServed(model) {
+  showBadge(model);
+  showDefaults(model.sampling_defaults);
 }
 
 function submit(event) {
@@ -309,7 +314,7 @@ function connect() {
     else stop();
   });
   byId("new").addEventListener("click", () => (run ? stop() : undefined, start()));
-  byId("model").addEventListener("change", (event) => showBadge(served.find((one) => one.id === event.target.value)));
+  byId("model").addEventListener("change", (event) => showServed(served.find((one) => one.id === event.target.value)));
   byId("to-end").addEventListener("click", toEnd);
   byId("open-menu").addEventListener("click", openMenu);
   byId("close-menu").addEventListener("click", closeMenu);

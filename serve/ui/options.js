@@ -24,6 +24,12 @@ export function connectSettings({ onkey, onforget }) {
   showTheme();
 }
 
+/** What a request gets where nothing is set. */
+export function showDefaults(sampling) {
+  fields.temperature.placeholder = sampling?.temperature === undefined ? "Model's own" : `Model's own: ${sampling.temperature}`;
+  fields.max_tokens.placeholder = "As the context allows";
+}
+
 export function openSettings(focus) {
   for (const name of ["system", "temperature", "max_tokens", "thinking_budget"]) fields[name].value = settings[name] ?? "";
   fields.key.value = apiKey();

@@ -121,6 +121,7 @@ export function thoughtLabel(turn) {
   if (turn.state === "thinking") return `Thinking${took}`;
   const tokens = turn.usage?.completion_tokens_details?.reasoning_tokens;
   const cost = tokens === undefined ? "" : ` · ${count(tokens, "token")}`;
+  if (turn.consensus) return `Thought of the elected answer${cost}, all samples`;
   return `Thought${took ? ` for${took}` : ""}${cost}`;
 }
 
@@ -153,9 +154,13 @@ function problem(turn, onkey) {
 export function votes(consensus) {
   const total = consensus.finished ?? consensus.votes.reduce((sum, vote) => sum + vote.count, 0);
   const won = consensus.votes[0]?.count ?? 0;
-  const rows = consensus.votes.map((vote, index) =>
-    h("li", { className: index === 0 ? "won" : "" },
-      h("meter", { max: total, value: vote.count, "aria-hidden": "true" }), h("span", {}, vote.answer), h("span", { className: "count" }, `${vote.count} of ${total}`)));
+  const rows = consensus.votes.map((vote, index) => {
+    const item = h("li", { className: index === 0 ? "won" : "" }, h("span", {}, vote.answer), h("span", { className: "count" }, `${vote.count} of ${total}`));
+    item.style.setProperty("--share", `${(100 * vote.count) / total}%`);
+    return item;
+  });
   const heading = won ? `${won} of ${total} agree (${Math.round(consensus.agreement * 100)} %)` : "No sample came to an answer";
-  return h("section", { className: "votes", "aria-label": "Votes" }, h("h3", {}, heading), h("ul", {}, rows));
+  const spared = (consensus.samples ?? total) - total;
+  const early = spared > 0 ? h("small", {}, ` ${count(spared, "more sample")} could not change it and stopped early`) : null;
+  return h("section", { className: "votes", "aria-label": "Votes" }, h("h3", {}, heading, early ?? ""), h("ul", {}, rows));
 }

@@ -10,10 +10,12 @@ const PAGE = 30;
 const view = byId("traces");
 const filter = { q: "", status: "", after: [] };
 let wanted = 0;
+let typed; // a search about to start
 
 /** The list, or one trace when an id is given. */
 export async function showTraces(id) {
   const turn = ++wanted;
+  clearTimeout(typed);
   let content;
   try {
     content = id ? sheet(await trace(id)) : list(await traces(query()));
@@ -42,7 +44,6 @@ function list(page) {
 }
 
 function bar() {
-  let typed;
   const again = (change) => {
     Object.assign(filter, change, { after: [] });
     showTraces();
@@ -56,6 +57,7 @@ function bar() {
 }
 
 function pager(page) {
+  if (!page.has_more && !filter.after.length) return "";
   const turn = (after) => () => { filter.after = after; showTraces(); };
   return h("p", { className: "bar" },
     h("button", { type: "button", className: "plain", disabled: !filter.after.length, onclick: turn(filter.after.slice(0, -1)) }, "Newer"),
@@ -85,9 +87,9 @@ function sheet(one) {
   const gone = h("button", { type: "button", className: "plain", onclick: () => remove(one) }, icon("trash"), " Delete");
   const parts = [h("div", { className: "bar" }, back, gone)];
   for (const message of messages) parts.push(h("h2", {}, message.role), said(message.content ?? ""));
+  if (one.consensus) parts.push(votes(one.consensus));
   for (const choice of one.choices) parts.push(...outcome(choice, one.choices.length));
   if (one.error) parts.push(h("p", { className: "note error" }, icon("warning"), one.error));
-  if (one.consensus) parts.push(votes(one.consensus));
   parts.push(h("h2", {}, "About"), h("dl", { className: "facts" }, facts(one)));
   return [h("article", { className: "sheet" }, parts)];
 }
