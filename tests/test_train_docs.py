@@ -1,5 +1,5 @@
-"""The commands of docs/concepts.md, docs/recipes.md and train/README.md: the real parsers take them,
-every recipe and override in them resolves, and what they name exists."""
+"""The commands of docs/concepts.md, docs/recipes.md and train/README.md: the real parsers take
+them, every recipe and override in them resolves, and what they name exists."""
 
 import argparse
 import importlib
