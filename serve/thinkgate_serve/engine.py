@@ -210,7 +210,12 @@ class VLLMEngine:
         # vLLM leaves its sockets and rendezvous files behind when an engine is killed.
         scratch = tempfile.TemporaryDirectory(prefix="thinkgate-engine-")
         tempfile.tempdir = scratch.name
-        engine = cls(_start(arguments, fork=on_cpu))
+        try:
+            engine = cls(_start(arguments, fork=on_cpu))
+        except BaseException:
+            tempfile.tempdir = None
+            scratch.cleanup()
+            raise
         engine._scratch = scratch
         if on_cpu:
             # Taking down an engine in main memory by hand takes 3 s and frees what exit frees.
