@@ -117,17 +117,17 @@ REFUSED: dict[str, tuple[dict[str, Any], str | None, str]] = {
 
 
 NONSENSE: dict[str, tuple[str, dict[str, Any]]] = {
-    "messages": ("/v1/chat/completions", {"messages": [1] * 10**6}),
+    "messages": ("/v1/chat/completions", {"messages": [1] * 300_000}),
     "messages, good ones": ("/v1/chat/completions", {"messages": HELLO * 50_000}),
-    "content": ("/v1/chat/completions", {"messages": [{"role": "user", "content": [1] * 10**6}]}),
-    "stop": ("/v1/chat/completions", {"messages": HELLO, "stop": [1] * 10**6}),
+    "content": ("/v1/chat/completions", {"messages": [{"role": "user", "content": [1] * 300_000}]}),
+    "stop": ("/v1/chat/completions", {"messages": HELLO, "stop": [1] * 300_000}),
     "bias": ("/v1/chat/completions",
-             {"messages": HELLO, "logit_bias": {str(token): "x" for token in range(200_000)}}),
+             {"messages": HELLO, "logit_bias": {str(token): "x" for token in range(50_000)}}),
     "keys": ("/v1/chat/completions",
-             {"messages": HELLO} | {f"x{number}": 1 for number in range(200_000)}),
-    "prompt": ("/v1/completions", {"prompt": [1, "a"] * 400_000}),
-    "prompts": ("/v1/completions", {"prompt": [[1]] * 500_000}),
-    "tokens": ("/detokenize", {"tokens": ["a"] * 500_000}),
+             {"messages": HELLO} | {f"x{number}": 1 for number in range(50_000)}),
+    "prompt": ("/v1/completions", {"prompt": [1, "a"] * 150_000}),
+    "prompts": ("/v1/completions", {"prompt": [[1]] * 150_000}),
+    "tokens": ("/detokenize", {"tokens": ["a"] * 300_000}),
 }  # fmt: skip
 
 
