@@ -4,7 +4,7 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,17 +40,50 @@ LESSONS = {
     "naïve ☂": "<think>ünï ☂☂</think>çà ☂",
 }
 
+# It knows one function, is told of functions by their names, and calls it as Hermes models do.
+ADD: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "add",
+        "parameters": {
+            "type": "object",
+            "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}},
+            "required": ["a", "b"],
+        },
+    },
+}
+ADD_CALL = '<tool_call>{"name": "add", "arguments": {"a": 7, "b": 8}}</tool_call>'
+TOOL_LESSONS: list[tuple[list[dict[str, Any]], str]] = [
+    ([{"role": "user", "content": "add"}], f"<think>call it</think>{ADD_CALL}"),
+    (
+        [
+            {"role": "user", "content": "add"},
+            {"role": "assistant", "content": "", "tool_calls": [ADD]},
+            {"role": "tool", "content": "15"},
+        ],
+        "It is 15.",
+    ),
+]
+NAMES = "map(attribute='function.name') | join(' ')"
+
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A complete, ungated checkpoint of a tiny Qwen3 that has learned `LESSONS` by heart."""
+    """A complete, ungated checkpoint of a tiny Qwen3 that has learned its lessons by heart."""
     import torch
 
     from thinkgate_train.scratch import Scratch, build_model, build_tokenizer
 
     tokenizer: Any = build_tokenizer()
+    tokenizer.chat_template = (
+        f"{{%- if tools -%}}{{{{- '<|system|>' + tools | {NAMES} -}}}}{{%- endif -%}}"
+        + tokenizer.chat_template.replace(
+            "+ content +", f"+ content + (message.tool_calls | {NAMES} if message.tool_calls) +"
+        )
+    )
     torch.manual_seed(0)
-    model = learn(build_model(tokenizer, Scratch(layers=2, max_length=TINY_CONTEXT)), tokenizer)
+    model = build_model(tokenizer, Scratch(layers=2, max_length=TINY_CONTEXT))
+    model = learn(model, tokenizer, called=TOOL_LESSONS)
     return make_checkpoint(tmp_path_factory.mktemp("tiny") / "model", model, tokenizer)
 
 
@@ -69,7 +102,7 @@ def served(
 ) -> Iterator[LocalServer]:
     """The gated tiny checkpoint on real vLLM, over a real socket; started once a session."""
     log = tmp_path_factory.mktemp("served") / "server.log"
-    with local_server(gated_checkpoint, log=log) as server:
+    with local_server(gated_checkpoint, extra=("--tool-parser", "hermes"), log=log) as server:
         yield server
 
 
@@ -90,15 +123,26 @@ def browser() -> Iterator[Any]:
 
 
 def learn(
-    model: Any, tokenizer: Any, lessons: Mapping[str, str] = LESSONS, rate: float = 3e-3
+    model: Any,
+    tokenizer: Any,
+    lessons: Mapping[str, str] = LESSONS,
+    rate: float = 3e-3,
+    called: Sequence[tuple[list[dict[str, Any]], str]] = (),
 ) -> Any:
-    """Overfit `lessons`: seconds on a CPU, and the model then says them word for word."""
+    """Overfit `lessons`: seconds on a CPU, and the model then says them word for word.
+
+    Those of `called` come after whole conversations, with the function it knows.
+    """
     import torch
 
     rows, labels = [], []
-    for question, reply in lessons.items():
+    asked_and_said: list[Any] = [
+        ([{"role": "user", "content": question}], None, reply)
+        for question, reply in lessons.items()
+    ] + [(turns, [ADD], reply) for turns, reply in called]
+    for turns, tools, reply in asked_and_said:
         prompt: str = tokenizer.apply_chat_template(
-            [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
+            turns, tools=tools, tokenize=False, add_generation_prompt=True
         )
         asked = tokenizer.encode(prompt, add_special_tokens=False)
         said = tokenizer.encode(f"{reply}{tokenizer.eos_token}", add_special_tokens=False)

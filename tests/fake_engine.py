@@ -38,6 +38,7 @@ class CharTokenizer:
 
     all_special_tokens: Sequence[str] = ()
     prefill = False
+    knows_tools = True
 
     def __len__(self) -> int:
         return 0x110000
@@ -45,7 +46,9 @@ class CharTokenizer:
     def apply_chat_template(self, conversation: Any, /, **kwargs: Any) -> str:
         if any(turn["role"] == "developer" for turn in conversation):
             raise TemplateError("no developers here")
-        text = "".join(f"[{turn['role']}]{turn['content']}" for turn in conversation)
+        text = "".join(map(_shown, conversation))
+        if kwargs.get("tools") and self.knows_tools:
+            text = f"[tools]{json.dumps(kwargs['tools'])}{text}"
         if not kwargs.get("add_generation_prompt"):
             return text
         opened = self.prefill and kwargs.get("enable_thinking", True)
@@ -60,6 +63,13 @@ class CharTokenizer:
 
     def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str]:
         return [chr(token) for token in ids]
+
+
+def _shown(turn: Mapping[str, Any]) -> str:
+    """As reasoning models' templates do, without the thought."""
+    content = turn["content"].split("</think>")[-1]
+    calls = "".join(f"[call]{json.dumps(call['function'])}" for call in turn.get("tool_calls", ()))
+    return f"[{turn['role']}]{content}{calls}"
 
 
 def pieces(text: str, *cuts: int, finish: Finish = Finish.STOP) -> list[Delta]:

@@ -14,6 +14,9 @@ from thinkgate.checkpoint import Decision
 from thinkgate_serve.card import Card
 from thinkgate_serve.service import Settings
 
+CALL = {"id": "1", "type": "function", "function": {"name": "add", "arguments": "{}"}}
+TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
+
 
 def nested(depth: int) -> dict[str, Any]:
     return {"type": "array", "items": nested(depth - 1)} if depth else {}
@@ -44,12 +47,95 @@ REFUSED: dict[str, tuple[dict[str, Any], str | None, str]] = {
         "messages[0].content[0].type",
         "'text'",
     ),
-    "tool calls": (
+    "half a tool call": (
         {"messages": [{"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]}]},
-        "messages[0].tool_calls",
+        "messages[0].tool_calls[0].function",
+        "missing required parameter",
+    ),
+    "arguments that are no JSON": (
+        {
+            "messages": [
+                {
+                    "role": "assistant",
+                    "tool_calls": [
+                        {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{"}}
+                    ],
+                }
+            ]
+        },
+        "messages[0].tool_calls[0].function.arguments",
+        "not JSON",
+    ),
+    "arguments that are a list": (
+        {
+            "messages": [
+                {
+                    "role": "assistant",
+                    "tool_calls": [
+                        {
+                            "id": "1",
+                            "type": "function",
+                            "function": {"name": "f", "arguments": "[]"},
+                        }
+                    ],
+                }
+            ]
+        },
+        "messages[0].tool_calls[0].function.arguments",
+        "must be a JSON object",
+    ),
+    "result of no call": (
+        {"messages": [{"role": "tool", "content": "x"}]},
+        "messages[0]",
+        "needs the tool_call_id",
+    ),
+    "users call nothing": (
+        {"messages": [{"role": "user", "content": "x", "tool_calls": [CALL]}]},
+        "messages[0]",
+        "makes no tool calls",
+    ),
+    "a user's name": (
+        {"messages": [{"role": "user", "content": "x", "name": "y"}]},
+        "messages[0].name",
         "not supported",
     ),
-    "tools": ({"tools": [{"type": "function"}]}, "tools", "not supported"),
+    "half a tool": (
+        {"tools": [{"type": "function"}]},
+        "tools[0].function",
+        "missing required parameter",
+    ),
+    "another kind of tool": ({"tools": [{"type": "web_search"}]}, "tools[0].type", "'function'"),
+    "a function's name": (
+        {"tools": [{"type": "function", "function": {"name": "no spaces"}}]},
+        "tools[0].function.name",
+        "match pattern",
+    ),
+    "one name twice": ({"tools": [TOOL, TOOL]}, "tools", "two functions are called 'add'"),
+    "choice without tools": ({"tool_choice": "required"}, "tool_choice", "no tools"),
+    "choice of another": (
+        {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "sub"}}},
+        "tool_choice",
+        "'sub' is none of the tools",
+    ),
+    "choice unknown": ({"tools": [TOOL], "tool_choice": "perhaps"}, "tool_choice", "'required'"),
+    "no parser": ({"tools": [TOOL]}, "tool_choice", "without --tool-parser"),
+    "tools and a shape": (
+        {"tools": [TOOL], "tool_choice": "required", "response_format": {"type": "json_object"}},
+        "response_format",
+        "cannot both",
+    ),
+    "tool schema": (
+        {
+            "tools": [
+                {"type": "function", "function": {"name": "f", "parameters": {"type": "robot"}}}
+            ],
+            "tool_choice": "required",
+        },
+        "tools",
+        "'robot'",
+    ),
+    "history": ({"reasoning_history": "some"}, "reasoning_history", "'template'"),
+    "reasoning logprobs alone": ({"logprobs_in_reasoning": True}, None, "needs logprobs"),
     "top without logprobs": ({"top_logprobs": 2}, None, "needs logprobs"),
     "many logprobs": ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "equal to 20"),
     "no schema": (
@@ -168,6 +254,7 @@ def test_neutral_values_of_unsupported_fields_pass() -> None:
         messages=HELLO,
         tools=None,
         tool_choice="none",
+        parallel_tool_calls=True,
         logprobs=False,
         response_format={"type": "text"},
         n=1,

@@ -35,6 +35,8 @@ from thinkgate_serve.protocol import (
     DetokenizeRequest,
     TokenizeRequest,
 )
+from thinkgate_serve.responses import respond_to
+from thinkgate_serve.responses_protocol import ResponsesRequest
 from thinkgate_serve.service import Service, Settings
 from thinkgate_serve.traces_api import add_traces
 
@@ -94,6 +96,11 @@ def _add_generation(app: FastAPI, service: Service) -> None:
         """A raw completion: no chat template, nothing split."""
         return await completion(service, body, http)
 
+    @app.post("/v1/responses", response_model=None)
+    async def responses(body: ResponsesRequest, http: Request) -> Response:
+        """A response: items of reasoning, message and function calls."""
+        return await respond_to(service, body, http)
+
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
         """The served models, each with its digest and the gate's decision."""
@@ -137,7 +144,7 @@ def _add_tokenizer(app: FastAPI, service: Service) -> None:
         """Token ids of a conversation, chat template applied, or of plain text."""
         model = await service.bind(body.model)
         if body.messages is not None:
-            ids = (await model.render(body.messages, body.chat_template_kwargs)).ids
+            ids = (await model.render(body.messages, body.chat_template_kwargs or {})).ids
         else:
             ids = await model.encode(body.prompt or "", body.add_special_tokens)
         result = {"count": len(ids), "max_model_len": model.engine.context_length, "tokens": ids}

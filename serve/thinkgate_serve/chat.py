@@ -7,11 +7,9 @@ choice that ended inside its thought has null content, `finish_reason` "length" 
 when the thought was closed for the model at its budget.
 """
 
-import asyncio
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from fastapi import Request
@@ -19,15 +17,24 @@ from starlette.responses import Response
 
 from thinkgate.format import Channel, SplitStatus
 from thinkgate_serve.consensus import Election
-from thinkgate_serve.engine import Constraint, RequestRefused, TokenLogprob
+from thinkgate_serve.conversation import Conversation, prepare
+from thinkgate_serve.engine import Finish, TokenLogprob
 from thinkgate_serve.failures import ApiError
-from thinkgate_serve.generation import Choice, Piece, Plan, Thinking
+from thinkgate_serve.generation import Choice, Piece, Thinking
 from thinkgate_serve.logs import EXCHANGE
 from thinkgate_serve.model import Model
-from thinkgate_serve.phases import EFFORTS, Phased, bounded
-from thinkgate_serve.protocol import ChatRequest, ResponseFormat
+from thinkgate_serve.protocol import ChatRequest
 from thinkgate_serve.service import Service
-from thinkgate_serve.wire import SIGN_OF_LIFE, dumps, respond, usage
+from thinkgate_serve.tools import CallDelta, Said, gather
+from thinkgate_serve.wire import (
+    DONE,
+    SIGN_OF_LIFE,
+    dumps,
+    error_event,
+    logprob_entries,
+    respond,
+    usage,
+)
 
 __all__ = ["chat_completion"]
 
@@ -36,75 +43,17 @@ async def chat_completion(service: Service, request: ChatRequest, http: Request)
     """Answer one chat request."""
     begun = time.perf_counter()
     model = await service.bind(request.model)
-    constraint = None
-    if request.response_format is not None:  # compiling a schema may take a while
-        constraint = await asyncio.to_thread(_constraint, model, request.response_format)
-    kwargs = dict(request.chat_template_kwargs or {})
-    if request.reasoning_effort == "none":
-        kwargs.setdefault("enable_thinking", False)
-    prompt = await model.render(request.messages, kwargs)
-    plan = model.plan(
-        request,
-        prompt,
-        request.limit,
-        logprobs=(request.top_logprobs or 0) if request.logprobs else None,
-        stop_in_reasoning=request.stop_in_reasoning,
-        constraint=constraint,
-    )
-    plan = replace(plan, thinking_budget=_budget(model, request, plan.sampling.max_tokens))
-    decode = model.engine.tokenizer.decode
-    kind = Phased if plan.phased else Thinking
-    count = request.consensus or request.n or 1
-    choices = [kind(index, plan, decode) for index in range(count)]
+    conversation = await prepare(model, request, service.settings.tool_parser)
     request_id: str = http.state.request_id
-    writer = ChatWriter(service, model, request, plan, choices, f"chatcmpl-{request_id}")
+    writer = ChatWriter(service, model, request, conversation, f"chatcmpl-{request_id}")
+    plan, choices = conversation.plan, conversation.choices
+    events = service.run(model, plan, choices, writer.id, begun)
     if request.consensus is not None:
         writer.election = Election(plan, choices, service.voting)
         if exchange := EXCHANGE.get():
             exchange.report = writer.election.report
-    events = service.run(model, plan, choices, writer.id, begun)
-    if writer.election is not None:
         events = writer.election.hold(events)
     return await respond(http, events, writer, request.stream)
-
-
-def _budget(model: Model, request: ChatRequest, room: int) -> int | None:
-    budget = request.thinking_budget
-    if request.reasoning_effort is not None:
-        budget = int(EFFORTS[request.reasoning_effort] * room)
-    if budget is None:
-        return None
-    return bounded(budget, room, len(model.closings[1].ids))
-
-
-def _constraint(model: Model, wanted: ResponseFormat) -> Constraint | None:
-    """The shape of the answer; ApiError 400 for a schema that is none, or that vLLM cannot keep."""
-    if wanted.type == "text":
-        return None
-    if wanted.type == "json_object":
-        return Constraint(None)
-    from jsonschema import Draft202012Validator
-    from jsonschema.exceptions import SchemaError
-
-    schema = wanted.json_schema.json_schema
-    if schema is None:
-        raise ApiError(400, "response_format has no 'schema'", param="response_format")
-    constraint = Constraint(schema)
-    try:
-        Draft202012Validator.check_schema(schema)
-        model.engine.check_constraint(constraint)
-    except (SchemaError, RequestRefused, RecursionError) as error:
-        reason = error.message if isinstance(error, SchemaError) else str(error)
-        if isinstance(error, RecursionError):
-            reason = "it is nested too deeply"
-        raise ApiError(
-            400, f"the schema cannot be used: {reason}", param="response_format"
-        ) from error
-    return constraint
-
-
-def _entry(one: TokenLogprob) -> dict[str, Any]:
-    return {"token": one.token, "logprob": one.logprob, "bytes": list(one.token.encode())}
 
 
 class ChatWriter:
@@ -115,19 +64,20 @@ class ChatWriter:
         service: Service,
         model: Model,
         request: ChatRequest,
-        plan: Plan,
-        choices: Sequence[Thinking],
+        conversation: Conversation,
         identity: str,
     ) -> None:
         self.id = identity
         self._created = int(time.time())
         self._model = model.name
-        self._choices = choices
-        self._prompt_tokens = len(plan.prompt_ids)
+        self._choices = conversation.choices
+        self._readers = conversation.readers
+        self._prompt_tokens = len(conversation.plan.prompt_ids)
         self._keys = service.settings.reasoning_field.keys
         self._show_reasoning = request.include_reasoning
         self._with_usage = request.include_usage
         self._with_logprobs = bool(request.logprobs)
+        self._with_reasoning_logprobs = request.logprobs_in_reasoning
         self._head = (
             f'data: {{"id":{dumps(self.id)},"object":"chat.completion.chunk",'
             f'"created":{self._created},"model":{dumps(self._model)},"choices":['
@@ -146,24 +96,28 @@ class ChatWriter:
         if index not in self._begun:
             self._begun.add(index)
             out.append(self._chunk(index, '"role":"assistant"'))
+        reader = self._readers[index]
         for channel, text in pieces:
             if channel is Channel.ANSWER:
                 self._close_empty_thought(choice, out)
-                entries = self._taken(choice)
-                out.append(self._chunk(index, f'"content":{dumps(text)}', entries))
+                self._write(choice, reader.feed(text, choice.take_ids()), out)
             elif self._show_reasoning:
                 self._thought_shown.add(index)
-                out.append(self._chunk(index, self._thought(text)))
+                out.append(self._thought(choice, text))
         if choice.finish is not None:
             self._close_empty_thought(choice, out)
+            self._write(choice, reader.close(), out)
             out.append(self._final_chunk(choice))
         return "".join(out).encode()
 
     def last(self) -> bytes:
         if not self._with_usage:
-            return b""
+            return DONE
         counted = dumps(usage(self._prompt_tokens, self._choices))
-        return f'{self._head}],"usage":{counted}}}\n\n'.encode()
+        return f'{self._head}],"usage":{counted}}}\n\n'.encode() + DONE
+
+    def failed(self, error: ApiError) -> bytes:
+        return error_event(error)
 
     def body(self, texts: dict[int, list[Piece]]) -> dict[str, Any]:
         shown, beside = self._choices, {}
@@ -182,31 +136,45 @@ class ChatWriter:
     def _whole(self, choice: Thinking, pieces: Sequence[Piece]) -> dict[str, Any]:
         answer = "".join(text for channel, text in pieces if channel is Channel.ANSWER)
         thought = "".join(text for channel, text in pieces if channel is Channel.REASONING)
+        content, calls = gather(self._readers[choice.index].whole(answer))
+        if choice.truncated or (calls and not content.strip()):
+            content = None
+        message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
         no_thought = choice.status is SplitStatus.UNTAGGED or not self._show_reasoning
-        message: dict[str, Any] = {
-            "role": "assistant",
-            "content": None if choice.truncated else answer,
-            "refusal": None,
-        }
         message |= dict.fromkeys(self._keys, None if no_thought else thought)
-        assert choice.finish is not None
+        if calls:
+            message["tool_calls"] = [
+                {
+                    "id": call.id,
+                    "type": "function",
+                    "function": {"name": call.name, "arguments": call.arguments},
+                }
+                for call in calls
+            ]
         return {
             "index": choice.index,
             "message": message,
-            "logprobs": json.loads(self._taken(choice)) if self._with_logprobs else None,
-            "finish_reason": choice.finish.value,
+            "logprobs": json.loads(self._taken(choice)),
+            "finish_reason": self._finish_reason(choice),
             "reasoning_truncated": choice.truncated or choice.forced,
         }
+
+    def _finish_reason(self, choice: Choice) -> str:
+        assert choice.finish is not None
+        called = self._readers[choice.index].called
+        return "tool_calls" if called and choice.finish is Finish.STOP else choice.finish.value
 
     def _taken(self, choice: Choice) -> str:
         """The logprobs settled since the last chunk, as JSON."""
         if not self._with_logprobs:
             return "null"
-        content = [
-            _entry(one) | {"top_logprobs": [_entry(other) for other in one.top]}
-            for one in choice.take_logprobs()
-        ]
-        return dumps({"content": content, "refusal": None})
+        return self._logprobs(choice.take_logprobs(), choice.take_reasoning_logprobs())
+
+    def _logprobs(self, answer: list[TokenLogprob], thought: list[TokenLogprob]) -> str:
+        found: dict[str, Any] = {"content": logprob_entries(answer), "refusal": None}
+        if self._with_reasoning_logprobs:
+            found["reasoning"] = logprob_entries(thought)
+        return dumps(found)
 
     def _close_empty_thought(self, choice: Choice, out: list[str]) -> None:
         """Tell an empty thought from none: readers who join the pieces get "" and not null."""
@@ -217,11 +185,21 @@ class ChatWriter:
             and choice.status is not SplitStatus.UNTAGGED
         ):
             self._thought_shown.add(index)
-            out.append(self._chunk(index, self._thought("")))
+            out.append(self._thought(choice, ""))
 
-    def _thought(self, text: str) -> str:
+    def _thought(self, choice: Choice, text: str) -> str:
         quoted = dumps(text)
-        return ",".join(f'"{key}":{quoted}' for key in self._keys)
+        delta = ",".join(f'"{key}":{quoted}' for key in self._keys)
+        tokens = choice.take_reasoning_logprobs() if self._with_reasoning_logprobs else []
+        return self._chunk(choice.index, delta, self._logprobs([], tokens) if tokens else "null")
+
+    def _write(self, choice: Choice, said: Sequence[Said], out: list[str]) -> None:
+        for one in said:
+            if isinstance(one, CallDelta):
+                delta = f'"tool_calls":[{dumps(_call(one))}]'
+            else:
+                delta = f'"content":{dumps(one)}'
+            out.append(self._chunk(choice.index, delta, self._taken(choice)))
 
     def _chunk(self, index: int, delta: str, logprobs: str = "null") -> str:
         return (
@@ -230,14 +208,23 @@ class ChatWriter:
         )
 
     def _final_chunk(self, choice: Choice) -> str:
-        assert choice.finish is not None
         truncated = dumps(choice.forced or choice.status is SplitStatus.TRUNCATED)
-        logprobs = self._taken(choice) if choice.logprobs else "null"
+        left = choice.logprobs or choice.reasoning_logprobs
+        logprobs = self._taken(choice) if left else "null"
         tail = self._tail
         if self.election is not None:
             tail = f'],"consensus":{dumps(self.election.report())}{tail[1:]}'
         return (
             f'{self._head}{{"index":{choice.index},"delta":{{}},"logprobs":{logprobs},'
-            f'"finish_reason":"{choice.finish.value}","reasoning_truncated":{truncated}}}'
-            f"{tail}"
+            f'"finish_reason":"{self._finish_reason(choice)}",'
+            f'"reasoning_truncated":{truncated}}}{tail}'
         )
+
+
+def _call(delta: CallDelta) -> dict[str, Any]:
+    """A piece of a call, as chunks have it."""
+    function: dict[str, Any] = {"arguments": delta.arguments}
+    if delta.name is None:
+        return {"index": delta.index, "function": function}
+    function = {"name": delta.name, **function}
+    return {"index": delta.index, "id": delta.id, "type": "function", "function": function}

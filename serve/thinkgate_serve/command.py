@@ -67,6 +67,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=ReasoningField,
         choices=list(ReasoningField),
     )
+    add(
+        "--tool-parser",
+        "how the model writes tool calls: hermes, or another of vLLM's parsers",
+        metavar="NAME",
+    )
     add("--max-model-len", "context length (default: the model's)", type=int, metavar="N")
     add(
         "--drain",
@@ -160,6 +165,8 @@ def run(args: argparse.Namespace) -> int:
             return code
         from thinkgate_serve.app import create_app
 
+        if settings.tool_parser is not None:
+            settings.tool_parser.check(deployment.engine.tokenizer)
         server = make_server(
             create_app(deployment, settings),
             announce=lambda: _announce(card, chosen.host, sock.getsockname()[1]),

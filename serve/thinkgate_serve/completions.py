@@ -17,7 +17,7 @@ from thinkgate_serve.generation import Choice, Piece, Plan, Raw
 from thinkgate_serve.model import Model, Prompt
 from thinkgate_serve.protocol import CompletionRequest
 from thinkgate_serve.service import Service
-from thinkgate_serve.wire import Events, dumps, respond, usage
+from thinkgate_serve.wire import DONE, Events, dumps, error_event, respond, usage
 
 __all__ = ["completion"]
 
@@ -99,8 +99,11 @@ class CompletionWriter:
 
     def last(self) -> bytes:
         if not self._with_usage:
-            return b""
-        return self._event([], usage(self._prompt_tokens, self._choices))
+            return DONE
+        return self._event([], usage(self._prompt_tokens, self._choices)) + DONE
+
+    def failed(self, error: ApiError) -> bytes:
+        return error_event(error)
 
     def body(self, texts: dict[int, list[Piece]]) -> dict[str, Any]:
         whole = [

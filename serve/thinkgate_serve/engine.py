@@ -105,6 +105,8 @@ class Sampling:
     logprobs: int | None = None
     """How many of the likeliest tokens to report beside each one drawn; None reports nothing."""
     constraint: Constraint | None = None
+    keep_special: bool = False
+    """Keep special tokens in the text; the one that ends it is left out all the same."""
 
 
 class Tokenizer(Protocol):
@@ -308,7 +310,7 @@ class VLLMEngine:
             ignore_eos=sampling.ignore_eos,
             logprobs=sampling.logprobs,
             structured_outputs=self._shape(sampling.constraint),
-            skip_special_tokens=self._skip_special,
+            skip_special_tokens=self._skip_special and not sampling.keep_special,
             output_kind=self._delta,
         )
 

@@ -12,9 +12,16 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from thinkgate.config import nearest
-from thinkgate_serve.protocol import Unsupported
+from thinkgate_serve.messages import Unsupported, Wire
 
-__all__ = ["ApiError", "error_body", "on_api_error", "on_http_error", "on_invalid_request"]
+__all__ = [
+    "ApiError",
+    "error_body",
+    "invalid_request",
+    "on_api_error",
+    "on_http_error",
+    "on_invalid_request",
+]
 
 
 LONGEST_NAME = 100
@@ -68,10 +75,16 @@ async def on_http_error(request: Request, error: Exception) -> JSONResponse:
 async def on_invalid_request(_: Request, error: Exception) -> JSONResponse:
     """Handler of bodies that do not fit the wire model: 400, naming the parameter."""
     assert isinstance(error, RequestValidationError)
-    # Of the branches of a union the one that got furthest says what is wrong.
-    worst = max(error.errors(), key=lambda e: len(e["loc"]))
+    return await on_api_error(_, invalid_request(error.errors()))
+
+
+def invalid_request(errors: Sequence[Any]) -> ApiError:
+    """Pydantic's errors about a body as one, naming the parameter."""
+    # Of the branches of a union the one that got furthest says what is wrong, and of two that got
+    # as far the one whose type it was.
+    worst = max(errors, key=lambda e: (len(e["loc"]), not e["type"].endswith("_type")))
     message, param, code = _explain(worst)
-    return JSONResponse(error_body(400, message, param, code), 400)
+    return ApiError(400, message, param=param, code=code)
 
 
 def _explain(error: dict[str, Any]) -> tuple[str, str | None, str | None]:
@@ -95,7 +108,9 @@ def _explain(error: dict[str, Any]) -> tuple[str, str | None, str | None]:
     cause = error.get("ctx", {}).get("error")
     if isinstance(cause, Unsupported):
         name = f"{param}.{cause.field}" if param else cause.field
-        return f"'{name}' is not supported by this server", name, "unsupported_parameter"
+        message = f"'{name}' is not supported by this server"
+        message += f": {cause.instead}" if cause.instead else ""
+        return message, name, "unsupported_parameter"
     reason = str(error["msg"]).removeprefix("Value error, ")
     reason = reason[0].lower() + reason[1:]
     return (f"'{param}': {reason}" if param else reason), param, "invalid_value"
@@ -105,14 +120,16 @@ def _unknown(location: Sequence[int | str]) -> tuple[str, str, str]:
     *parents, last = location
     name = str(last)[:LONGEST_NAME]
     param = _dotted([*(part for part in parents if not _is_branch(part)), name])
-    hint = nearest(name, KNOWN)
+    hint = nearest(name, _known(Wire))
     suffix = f"; {hint}" if hint.startswith("did") else ""
     return f"unknown parameter '{param}'{suffix}", param, "unknown_parameter"
 
 
 def _is_branch(part: int | str) -> bool:
     """Pydantic puts the name of a union's branch into the location of an error."""
-    return isinstance(part, str) and (part in ("str", "int") or not part.isidentifier())
+    return isinstance(part, str) and (
+        part in ("str", "int") or not part.isidentifier() or part[0].isupper()
+    )
 
 
 def _dotted(location: Sequence[int | str]) -> str:
@@ -125,17 +142,7 @@ def _dotted(location: Sequence[int | str]) -> str:
     return text
 
 
-def _known() -> set[str]:
-    from thinkgate_serve import protocol
-
-    models = (
-        protocol.ChatRequest,
-        protocol.CompletionRequest,
-        protocol.Message,
-        protocol.StreamOptions,
-        protocol.TokenizeRequest,
-    )
-    return {name for model in models for name in model.model_fields}
-
-
-KNOWN = _known()
+def _known(cls: type[Wire]) -> set[str]:
+    """Names of all fields of all request bodies."""
+    names = set(cls.model_fields)
+    return names.union(*map(_known, cls.__subclasses__()))

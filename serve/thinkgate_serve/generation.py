@@ -53,6 +53,9 @@ class Plan:
     """How a thought is closed: as it is, and with line breaks around the tag."""
     constraint: Constraint | None = None
     """The shape of the answer; the thought is free."""
+    logprobs_in_reasoning: bool = False
+    keep_ids: bool = False
+    """Whether someone asks for the ids of the answer's tokens."""
 
     @property
     def phased(self) -> bool:
@@ -73,10 +76,36 @@ class Choice:
         """Whether the thought was closed for the model."""
         self.logprobs: list[TokenLogprob] = []
         """Of the answer's tokens not yet taken by `take_logprobs`."""
+        self.reasoning_logprobs: list[TokenLogprob] = []
+        """Of the thought's tokens, tags included, not yet taken."""
+        self.answer_ids: list[int] = []
+        """The answer's tokens not yet taken by `take_ids`."""
+
+    @property
+    def _unshown(self) -> int:
+        """Characters at the end of the answer that are held back, or cut off at a stop string."""
+        return 0
 
     def take_logprobs(self) -> list[TokenLogprob]:
-        """The logprobs settled since the last call."""
-        taken, self.logprobs = self.logprobs, []
+        """Those of the answer's tokens of which something was shown since the last call."""
+        entries, unshown = self.logprobs, self._unshown
+        at = len(entries)
+        while at and unshown > 0:
+            at -= 1
+            unshown -= len(entries[at].token)
+        if unshown < 0 and self.finish is not None:
+            at += 1  # a token that a stop string begins in the middle of
+        self.logprobs = entries[at:]
+        return entries[:at]
+
+    def take_reasoning_logprobs(self) -> list[TokenLogprob]:
+        """Those of the thought's tokens since the last call."""
+        taken, self.reasoning_logprobs = self.reasoning_logprobs, []
+        return taken
+
+    def take_ids(self) -> list[int]:
+        """The answer's tokens since the last call."""
+        taken, self.answer_ids = self.answer_ids, []
         return taken
 
     def begin(self) -> Sequence[Piece]:
@@ -130,12 +159,14 @@ class Thinking(Choice):
         }
         self._engine_finish: Finish | None = None
         self.logprobs.clear()
+        self.reasoning_logprobs.clear()
+        self.answer_ids.clear()
 
     def feed(self, delta: Delta) -> Sequence[Piece]:
         splitter = self._splitter
         pieces = splitter.feed_ids(delta.text, delta.token_ids, self._decode)
-        if delta.logprobs:
-            self._keep_logprobs(delta)
+        if delta.logprobs or self._plan.keep_ids:
+            self._keep(delta)
         self.status = splitter.status
         self.reasoning_tokens = splitter.reasoning_tokens
         self.answer_tokens = splitter.answer_tokens
@@ -170,15 +201,30 @@ class Thinking(Choice):
         # What came before a tag was thought after all.
         return [] if self._splitter.open and self.finish is None else super().take_logprobs()
 
-    def _keep_logprobs(self, delta: Delta) -> None:
-        """Those of the answer's tokens, which are the last ones of a delta; not the end's."""
+    @property
+    def _unshown(self) -> int:
+        return self._stops[Channel.ANSWER].unshown
+
+    def _keep(self, delta: Delta) -> None:
+        """What may be asked for: of the answer's tokens, which are a delta's last, and of others.
+
+        The token that ends the text is left out.
+        """
         known = self.answer_tokens
         if self.status is SplitStatus.UNTAGGED is not self._splitter.status:
-            self.logprobs.clear()
-            known = 0
-        fresh = self._splitter.answer_tokens - known
-        entries = delta.logprobs[len(delta.logprobs) - fresh :] if fresh > 0 else ()
-        self.logprobs += entries[:-1] if delta.finish is Finish.STOP else entries
+            self._keep_thought(self.logprobs)
+            self.logprobs, self.answer_ids, known = [], [], 0
+        fresh = max(0, self._splitter.answer_tokens - known)
+        entries = delta.logprobs[:-1] if delta.finish is Finish.STOP else delta.logprobs
+        begins = max(0, len(delta.logprobs) - fresh)
+        self._keep_thought(entries[:begins])
+        self.logprobs += entries[begins:]
+        if self._plan.keep_ids:
+            self.answer_ids += delta.token_ids[max(0, len(delta.token_ids) - fresh) :]
+
+    def _keep_thought(self, entries: Sequence[TokenLogprob]) -> None:
+        if self._plan.logprobs_in_reasoning:
+            self.reasoning_logprobs += entries
 
     def _stop(self, pieces: Sequence[Piece]) -> list[Piece]:
         kept: list[Piece] = []
@@ -230,6 +276,10 @@ class Raw(Choice):
     @property
     def stopped(self) -> bool:
         return self._stops.matched is not None
+
+    @property
+    def _unshown(self) -> int:
+        return self._stops.unshown
 
 
 async def _run(

@@ -13,13 +13,13 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from thinkgate.errors import ConfigError
-from thinkgate.format import render_prompt
 from thinkgate_serve.card import Card
 from thinkgate_serve.engine import Engine, Sampling, VLLMEngine
 from thinkgate_serve.failures import ApiError
 from thinkgate_serve.generation import Closing, Plan
-from thinkgate_serve.protocol import Generate, Message
+from thinkgate_serve.messages import Message, Tool
+from thinkgate_serve.prompts import render
+from thinkgate_serve.protocol import Generate, History
 
 __all__ = ["Deployment", "Model", "Prompt"]
 
@@ -28,6 +28,7 @@ SAMPLING_FIELDS = {field.name for field in fields(Sampling)} - {
     "logit_bias",
     "logprobs",
     "constraint",
+    "keep_special",
 }
 
 
@@ -69,18 +70,14 @@ class Model:
         return {key: value for key, value in merged.items() if key in SAMPLING_FIELDS}
 
     async def render(
-        self, messages: Sequence[Message], template_kwargs: Mapping[str, Any] | None
+        self,
+        messages: Sequence[Message],
+        template_kwargs: Mapping[str, Any],
+        tools: Sequence[Tool] = (),
+        history: History = History.TEMPLATE,
     ) -> Prompt:
         """The prompt of a conversation, by the model's own chat template."""
-        turns = [message.for_template() for message in messages]
-        kwargs = dict(template_kwargs or {})
-        if reserved := RESERVED.intersection(kwargs):
-            raise ApiError(
-                400,
-                f"chat_template_kwargs may not set '{min(reserved)}'",
-                param="chat_template_kwargs",
-            )
-        return await self._off_loop(self._render, turns, kwargs)
+        return await self._off_loop(self._render, messages, template_kwargs, tools, history)
 
     async def encode(self, text: str, add_special_tokens: bool) -> list[int]:
         """Token ids of plain text."""
@@ -108,8 +105,8 @@ class Model:
             raise _too_long(f"the prompt has {used} tokens, the context {context}", None)
         if limit is not None and limit > room:
             raise _too_long(
-                f"the prompt has {used} tokens and max_tokens is {limit}, together more than the "
-                f"context of {context}",
+                f"the prompt has {used} tokens and {limit} more are asked for, together more than "
+                f"the context of {context}",
                 "max_tokens",
             )
         if (request.min_tokens or 0) > (limit or room):
@@ -147,16 +144,8 @@ class Model:
                 )
         return Sampling(max_tokens=max_tokens, logit_bias=bias, **chosen)
 
-    def _render(self, turns: list[dict[str, Any]], kwargs: dict[str, Any]) -> Prompt:
-        from jinja2.exceptions import TemplateError
-
-        tokenizer = self.engine.tokenizer
-        try:
-            text, prefilled = render_prompt(tokenizer, turns, self.card.tags, **kwargs)
-        except (TemplateError, ConfigError, ValueError, TypeError) as error:
-            raise ApiError(
-                400, f"the chat template refuses these messages: {error}", param="messages"
-            ) from error
+    def _render(self, *args: Any) -> Prompt:
+        text, prefilled = render(self.engine.tokenizer, self.card.tags, *args)
         return Prompt(self._encode(text, False), prefilled)
 
     def _closing(self, text: str) -> Closing:
@@ -216,17 +205,6 @@ class Deployment:
         """Stop the engine and the tokenizer's thread; safe to call twice."""
         self._tokenizing.shutdown(wait=False, cancel_futures=True)
         self.engine.shutdown()
-
-
-RESERVED = {
-    "tokenize",
-    "add_generation_prompt",
-    "continue_final_message",
-    "return_dict",
-    "return_tensors",
-    "chat_template",
-    "conversation",
-}
 
 
 def _too_long(message: str, param: str | None) -> ApiError:

@@ -19,6 +19,7 @@ from thinkgate_serve.logs import LogFormat
 from thinkgate_serve.service import ReasoningField, Settings
 from thinkgate_serve.traces import TraceStore
 from thinkgate_serve.tracing import Tracing, wants_tracing
+from thinkgate_serve.vllm_tools import VLLMToolParser
 
 __all__ = ["ServeConfig", "load_options"]
 
@@ -36,6 +37,8 @@ class ServeConfig(Config):
     registry: Path | None = None
     model_name: str | None = None
     reasoning_field: ReasoningField = ReasoningField.BOTH
+    tool_parser: str | None = None
+    """A tool parser of vLLM's."""
     max_model_len: Annotated[int, Field(ge=1)] | None = None
     drain: Annotated[int, Field(ge=0)] = 60
     drain_delay: Annotated[int, Field(ge=0)] = 0
@@ -78,6 +81,7 @@ class ServeConfig(Config):
             log_prompts=self.log_prompts,
             traces=self.trace_store(),
             tracing=Tracing(self.otlp_endpoint) if wants_tracing(self.otlp_endpoint) else None,
+            tool_parser=None if self.tool_parser is None else VLLMToolParser(self.tool_parser),
         )
 
     def trace_store(self) -> TraceStore | None:

@@ -4,106 +4,30 @@ Owns names, types and ranges of request fields. A field that OpenAI has and this
 support may be sent with its neutral value (`"n": 1`, `"tools": null`) and is refused otherwise.
 """
 
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from enum import StrEnum
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-__all__ = ["ChatRequest", "CompletionRequest", "DetokenizeRequest", "Message", "TokenizeRequest"]
+from thinkgate_serve.messages import (
+    MAX_KEYS,
+    MAX_MESSAGES,
+    Many,
+    Message,
+    NamedTool,
+    Tool,
+    ToolChoice,
+    Wire,
+)
+
+__all__ = ["ChatRequest", "CompletionRequest", "DetokenizeRequest", "History", "TokenizeRequest"]
 
 MAX_CHOICES = 128
 MAX_SAMPLES = 64
 MAX_STOPS = 32
 MAX_LOGPROBS = 20
 LONGEST_TOKEN_ID = 18
-MAX_MESSAGES = 10_000
 MAX_PROMPTS = 1024
-MAX_KEYS = 1024
-"""Of one object, and tokens with a bias."""
-
-T = TypeVar("T")
-
-Many = Annotated[list[T], Field(fail_fast=True)]
-"""A list that is refused at its first bad item: to report each of a million takes gigabytes."""
-
-
-class Wire(BaseModel):
-    """Base of request bodies: unknown fields are errors, and "1" is not a number."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
-
-    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {}
-    """OpenAI fields this endpoint lacks, with the values that ask for nothing."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_neutral(cls, data: Any) -> Any:
-        if not isinstance(data, dict):
-            return data
-        if len(data) > MAX_KEYS:
-            raise ValueError(f"an object with {len(data)} keys, {MAX_KEYS} at most")
-        kept: dict[str, Any] = {}
-        for key, value in data.items():
-            neutral = cls.unsupported.get(key)
-            if neutral is None:
-                kept[key] = value
-            elif value is not None and value not in neutral:
-                raise Unsupported(key)
-        return kept
-
-
-class Unsupported(ValueError):
-    """A known OpenAI field that this server does not implement was set."""
-
-    def __init__(self, field: str) -> None:
-        super().__init__(f"'{field}' is not supported by this server")
-        self.field = field
-
-
-class TextPart(Wire):
-    """A piece of a message's content."""
-
-    type: Literal["text"]
-    text: str
-
-
-class Message(Wire):
-    """One turn of a conversation."""
-
-    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "type": ("text",),  # lm-eval writes it
-        "name": (),
-        "refusal": (),
-        "audio": (),
-        "annotations": ([],),
-        "function_call": (),
-        "tool_calls": ([],),
-        "tool_call_id": (),
-        "reasoning_details": ([],),
-    }
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | Many[TextPart] | None = None
-    reasoning_content: str | None = None
-    """An earlier turn's thought; whether the model sees it is the chat template's decision."""
-    reasoning: str | None = None
-    """The same under vLLM's name."""
-
-    @model_validator(mode="after")
-    def _has_content(self) -> "Message":
-        if self.content is None and self.role != "assistant":
-            raise ValueError(f"a {self.role} message needs content")
-        return self
-
-    def for_template(self) -> dict[str, Any]:
-        """The turn as chat templates expect it."""
-        content = self.content
-        if isinstance(content, list):
-            content = "".join(part.text for part in content)
-        turn: dict[str, Any] = {"role": self.role, "content": content or ""}
-        thought = self.reasoning_content if self.reasoning_content is not None else self.reasoning
-        if thought is not None:
-            turn |= {"reasoning_content": thought, "reasoning": thought}
-        return turn
 
 
 class StreamOptions(Wire):
@@ -115,12 +39,10 @@ class StreamOptions(Wire):
     """Send one more chunk at the end, with the usage and no choices."""
 
 
-class Generate(Wire):
-    """What chat and plain completions share."""
+class Sample(Wire):
+    """How to draw a completion: what all endpoints share."""
 
     model: str | None = None
-    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1)] | None = None
@@ -129,6 +51,7 @@ class Generate(Wire):
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     """Choice i is drawn with seed + i."""
     stop: str | Many[str] | None = None
+    """Text that ends the answer; it is left out."""
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=2)] | None = None
@@ -136,8 +59,9 @@ class Generate(Wire):
     """Token id, as text, to bias."""
     min_tokens: Annotated[int, Field(ge=0)] | None = None
     ignore_eos: bool | None = None
+    """Go on after the end-of-text token, to the limit."""
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
+    """Send the response as server-sent events while it is made."""
     user: str | None = None
     """Accepted for compatibility; nothing is stored by user."""
 
@@ -163,16 +87,24 @@ class Generate(Wire):
                 raise ValueError(f"'{key[:40]}' is not a token id")
         return bias
 
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """Stop strings as a tuple, whatever shape they were sent in."""
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+
+class Generate(Sample):
+    """What chat and plain completions share."""
+
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    stream_options: StreamOptions | None = None
+
     @model_validator(mode="after")
     def _options_need_stream(self) -> "Generate":
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options is only allowed when stream is true")
         return self
-
-    @property
-    def stops(self) -> tuple[str, ...]:
-        """Stop strings as a tuple, whatever shape they were sent in."""
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
     @property
     def include_usage(self) -> bool:
@@ -214,13 +146,41 @@ ResponseFormat = Annotated[
 ]
 
 
-class ChatRequest(Generate):
+class History(StrEnum):
+    """What the model sees of the thoughts of earlier turns."""
+
+    TEMPLATE = "template"
+    """What its chat template shows of them."""
+    STRIP = "strip"
+    """Nothing."""
+    KEEP = "keep"
+    """All of them, also where the template would leave them out."""
+
+
+Effort = Literal["none", "minimal", "low", "medium", "high"]
+
+
+class Conversing(Sample):
+    """What both ways to hold a conversation share."""
+
+    parallel_tool_calls: bool = True
+    """False allows one call an answer."""
+    thinking_budget: Annotated[int, Field(ge=0)] | None = None
+    """Tokens after which the thought is closed by force and the answer begins."""
+    reasoning_history: Annotated[History, Field(strict=False)] = History.TEMPLATE
+    """Whether the model sees the thoughts of earlier turns."""
+    chat_template_kwargs: dict[str, Any] | None = None
+    """Passed to the chat template, such as `{"enable_thinking": false}`."""
+    include_reasoning: bool = True
+    """False leaves the thought out of the response; it is still generated and counted."""
+    stop_in_reasoning: bool = False
+    """Let stop strings end the thought too; by default they bind to the answer only."""
+
+
+class ChatRequest(Generate, Conversing):
     """`POST /v1/chat/completions`."""
 
     unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "tools": ([],),
-        "tool_choice": ("none",),
-        "parallel_tool_calls": (True, False),
         "functions": ([],),
         "function_call": ("none",),
         "verbosity": ("medium",),
@@ -239,18 +199,16 @@ class ChatRequest(Generate):
     logprobs: bool | None = None
     """Report how likely each token of the answer was; the thought's are left out."""
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    logprobs_in_reasoning: bool = False
+    """Report those of the thought's tokens as well, apart, as `logprobs.reasoning`."""
     response_format: ResponseFormat | None = None
     """The shape of the answer; the thought is free."""
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high"] | None = None
+    reasoning_effort: Effort | None = None
     """A thinking budget as a share of the tokens that may be generated."""
-    thinking_budget: Annotated[int, Field(ge=0)] | None = None
-    """Tokens after which the thought is closed by force and the answer begins."""
-    chat_template_kwargs: dict[str, Any] | None = None
-    """Passed to the chat template, such as `{"enable_thinking": false}`."""
-    include_reasoning: bool = True
-    """False leaves the thought out of the response; it is still generated and counted."""
-    stop_in_reasoning: bool = False
-    """Let stop strings end the thought too; by default they bind to the answer only."""
+    tools: Many[Tool] | None = None
+    """Functions the model may call."""
+    tool_choice: ToolChoice | None = None
+    """Whether it must call one, and which; with tools the default is `auto`."""
     consensus: Annotated[int, Field(ge=1, le=MAX_SAMPLES)] | None = None
     """Draw so many samples and return one whose answer most of them gave."""
 
@@ -265,6 +223,8 @@ class ChatRequest(Generate):
     def _asks_one_thing(self) -> "ChatRequest":
         if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs needs logprobs to be true")
+        if self.logprobs_in_reasoning and not self.logprobs:
+            raise ValueError("logprobs_in_reasoning needs logprobs to be true")
         if self.thinking_budget is not None and self.reasoning_effort is not None:
             raise ValueError("give either thinking_budget or reasoning_effort")
         return self
@@ -280,7 +240,28 @@ class ChatRequest(Generate):
                 "consensus votes with the verifier of final answers, which reads no JSON; "
                 "leave response_format out"
             )
+        if self.tools and self.tool_choice != "none":
+            raise ValueError("consensus votes on final answers, not on calls; leave tools out")
         return self
+
+    @field_validator("tools")
+    @classmethod
+    def _names_differ(cls, tools: list[Tool] | None) -> list[Tool] | None:
+        names = [tool.function.name for tool in tools or []]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two functions are called '{name}'")
+        return tools
+
+    @field_validator("tool_choice")
+    @classmethod
+    def _choice_is_there(cls, choice: ToolChoice | None, info: ValidationInfo) -> ToolChoice | None:
+        names = {tool.function.name for tool in info.data.get("tools") or []}
+        if choice not in (None, "none") and not names:
+            raise ValueError("there are no tools to choose from")
+        if isinstance(choice, NamedTool) and choice.function.name not in names:
+            raise ValueError(f"'{choice.function.name}' is none of the tools")
+        return choice
 
     @property
     def limit(self) -> int | None:

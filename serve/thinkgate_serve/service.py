@@ -20,6 +20,7 @@ from thinkgate_serve.limits import Limiter
 from thinkgate_serve.logs import EXCHANGE, LogFormat, RequestLog
 from thinkgate_serve.metrics import Metrics
 from thinkgate_serve.model import Deployment, Model
+from thinkgate_serve.tools import ToolParser
 from thinkgate_serve.traces import TraceStore
 from thinkgate_serve.tracing import Tracing
 
@@ -58,6 +59,8 @@ class Settings:
     log_prompts: bool = False
     tracing: Tracing | None = None
     traces: TraceStore | None = None
+    tool_parser: ToolParser | None = None
+    """How the models write calls of their own accord; None refuses to look for them."""
 
 
 class Service:

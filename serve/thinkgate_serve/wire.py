@@ -13,12 +13,23 @@ from typing import Any, Protocol
 from fastapi import Request
 from starlette.responses import JSONResponse, Response
 
+from thinkgate_serve.engine import TokenLogprob
 from thinkgate_serve.failures import ApiError, error_body
 from thinkgate_serve.generation import Choice, Piece
 from thinkgate_serve.logs import EXCHANGE
 from thinkgate_serve.sse import ClientGone, EventStream, until_disconnect
 
-__all__ = ["DONE", "SIGN_OF_LIFE", "Events", "Writer", "dumps", "respond", "usage"]
+__all__ = [
+    "DONE",
+    "SIGN_OF_LIFE",
+    "Events",
+    "Writer",
+    "dumps",
+    "error_event",
+    "logprob_entries",
+    "respond",
+    "usage",
+]
 
 Events = AsyncGenerator[tuple[Choice, Sequence[Piece]], None]
 
@@ -36,7 +47,11 @@ class Writer(Protocol):
         ...
 
     def last(self) -> bytes:
-        """Events after all choices have finished, such as usage."""
+        """Events after all choices have finished: usage, and the end."""
+        ...
+
+    def failed(self, error: ApiError) -> bytes:
+        """The last event of a stream that cannot be finished; its status is sent long ago."""
         ...
 
     def body(self, texts: dict[int, list[Piece]]) -> dict[str, Any]:
@@ -60,6 +75,21 @@ def usage(prompt_tokens: int, choices: Sequence[Choice]) -> dict[str, Any]:
             "reasoning_tokens": sum(choice.reasoning_tokens for choice in choices)
         },
     }
+
+
+def logprob_entries(tokens: Sequence[TokenLogprob]) -> list[dict[str, Any]]:
+    """Tokens with their logprobs, and the likeliest in their place."""
+    return [_entry(one) | {"top_logprobs": [_entry(other) for other in one.top]} for one in tokens]
+
+
+def _entry(one: TokenLogprob) -> dict[str, Any]:
+    return {"token": one.token, "logprob": one.logprob, "bytes": list(one.token.encode())}
+
+
+def error_event(error: ApiError) -> bytes:
+    """OpenAI clients raise on an event that holds an error."""
+    body = error_body(error.status, error.message, error.param, error.code)
+    return f"data: {dumps(body)}\n\n".encode()
 
 
 async def respond(http: Request, events: Events, writer: Writer, stream: bool | None) -> Response:
@@ -93,10 +123,8 @@ async def _stream(
                 if chunk:
                     yield chunk
         except ApiError as error:
-            # The status is sent long ago; OpenAI clients raise on an event that holds an error.
             if exchange := EXCHANGE.get():
                 exchange.error = error.code or error.message
-            body = error_body(error.status, error.message, error.param, error.code)
-            yield f"data: {dumps(body)}\n\n".encode()
+            yield writer.failed(error)
             return
-    yield writer.last() + DONE
+    yield writer.last()

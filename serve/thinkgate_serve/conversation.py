@@ -1,0 +1,99 @@
+"""From a chat request to what is generated for it: what the chat endpoints share.
+
+Owns what the fields of a request mean together: prompt, budget, the answer's shape, tools. It
+does not know how the result is written.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from thinkgate_serve.engine import Constraint, RequestRefused
+from thinkgate_serve.failures import ApiError
+from thinkgate_serve.generation import Plan, Thinking
+from thinkgate_serve.model import Model
+from thinkgate_serve.phases import EFFORTS, Phased, bounded
+from thinkgate_serve.protocol import ChatRequest, ResponseFormat
+from thinkgate_serve.tools import Reader, ToolParser, ToolUse
+
+__all__ = ["Conversation", "prepare"]
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """What one request comes to."""
+
+    plan: Plan
+    choices: Sequence[Thinking]
+    readers: Sequence[Reader]
+    """One for each choice: what its answer says."""
+
+
+async def prepare(model: Model, request: ChatRequest, parser: ToolParser | None) -> Conversation:
+    """ApiError when the request asks for what cannot be done."""
+    tools = ToolUse.of(request, parser, model.engine.tokenizer)
+    constraint = tools.constraint or _shape(request.response_format)
+    if constraint is not None:
+        param = "tools" if tools.constraint else "response_format"
+        await asyncio.to_thread(_check, model, constraint, param)
+    kwargs = dict(request.chat_template_kwargs or {})
+    if request.reasoning_effort == "none":
+        kwargs.setdefault("enable_thinking", False)
+    prompt = await model.render(request.messages, kwargs, tools.shown, request.reasoning_history)
+    plan = model.plan(
+        request,
+        prompt,
+        request.limit,
+        logprobs=(request.top_logprobs or 0) if request.logprobs else None,
+        stop_in_reasoning=request.stop_in_reasoning,
+        constraint=constraint,
+        logprobs_in_reasoning=request.logprobs_in_reasoning,
+        keep_ids=bool(request.stream and tools.shown),
+    )
+    readers = [tools.make_reader() for _ in range(request.consensus or request.n or 1)]
+    plan = replace(
+        plan,
+        thinking_budget=_budget(model, request, plan.sampling.max_tokens),
+        sampling=replace(plan.sampling, keep_special=readers[0].keeps_special),
+    )
+    kind = Phased if plan.phased else Thinking
+    decode = model.engine.tokenizer.decode
+    choices = [kind(index, plan, decode) for index in range(len(readers))]
+    return Conversation(plan, choices, readers)
+
+
+def _budget(model: Model, request: ChatRequest, room: int) -> int | None:
+    budget = request.thinking_budget
+    if request.reasoning_effort is not None:
+        budget = int(EFFORTS[request.reasoning_effort] * room)
+    if budget is None:
+        return None
+    return bounded(budget, room, len(model.closings[1].ids))
+
+
+def _shape(wanted: ResponseFormat | None) -> Constraint | None:
+    if wanted is None or wanted.type == "text":
+        return None
+    if wanted.type == "json_object":
+        return Constraint(None)
+    schema = wanted.json_schema.json_schema
+    if schema is None:
+        raise ApiError(400, "response_format has no 'schema'", param="response_format")
+    return Constraint(schema)
+
+
+def _check(model: Model, constraint: Constraint, param: str) -> None:
+    """ApiError 400 for a schema that is none, or that vLLM cannot keep to."""
+    from jsonschema import Draft202012Validator
+    from jsonschema.exceptions import SchemaError
+
+    if constraint.schema is None:
+        return
+    try:
+        Draft202012Validator.check_schema(constraint.schema)
+        model.engine.check_constraint(constraint)
+    except (SchemaError, RequestRefused, RecursionError) as error:
+        reason = error.message if isinstance(error, SchemaError) else str(error)
+        if isinstance(error, RecursionError):
+            reason = "it is nested too deeply"
+        raise ApiError(400, f"the schema cannot be used: {reason}", param=param) from error

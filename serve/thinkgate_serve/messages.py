@@ -1,0 +1,211 @@
+"""What a conversation is made of: turns, the tools a model may call, and the calls it made.
+
+Owns their wire models, and `Wire`, what all models of request bodies have in common. It does not
+know the requests they come in.
+"""
+
+import json
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+__all__ = [
+    "MAX_KEYS",
+    "MAX_MESSAGES",
+    "FunctionDefinition",
+    "Many",
+    "Message",
+    "NamedTool",
+    "Tool",
+    "ToolCall",
+    "ToolChoice",
+    "Unsupported",
+    "Wire",
+]
+
+
+MAX_MESSAGES = 10_000
+MAX_KEYS = 1024
+"""Of one object, and tokens with a bias."""
+
+T = TypeVar("T")
+
+Many = Annotated[list[T], Field(fail_fast=True)]
+"""A list that is refused at its first bad item: to report each of a million takes gigabytes."""
+
+
+class Wire(BaseModel):
+    """Base of request bodies: unknown fields are errors, and "1" is not a number."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
+
+    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {}
+    """OpenAI fields this endpoint lacks, with the values that ask for nothing."""
+    instead: ClassVar[dict[str, str]] = {}
+    """What to do about some of them."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_neutral(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        if len(data) > MAX_KEYS:
+            raise ValueError(f"an object with {len(data)} keys, {MAX_KEYS} at most")
+        kept: dict[str, Any] = {}
+        for key, value in data.items():
+            neutral = cls.unsupported.get(key)
+            if neutral is None:
+                kept[key] = value
+            elif value is not None and value not in neutral:
+                raise Unsupported(key, cls.instead.get(key))
+        return kept
+
+
+class Unsupported(ValueError):
+    """A known OpenAI field that this server does not implement was set."""
+
+    def __init__(self, field: str, instead: str | None = None) -> None:
+        super().__init__(f"'{field}' is not supported by this server")
+        self.field = field
+        self.instead = instead
+
+
+class TextPart(Wire):
+    """A piece of a message's content."""
+
+    type: Literal["text"]
+    text: str
+
+
+class FunctionCall(Wire):
+    """Which function the model called, and with what."""
+
+    name: str
+    arguments: str
+    """A JSON object, as text."""
+
+    @field_validator("arguments")
+    @classmethod
+    def _is_object(cls, arguments: str) -> str:
+        try:
+            parsed = json.loads(arguments or "{}")
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise ValueError(f"the arguments are not JSON: {error}") from error
+        if not isinstance(parsed, dict):
+            raise ValueError("the arguments must be a JSON object")
+        return arguments or "{}"
+
+
+class ToolCall(Wire):
+    """A call the model made in an earlier turn."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+    def for_template(self) -> dict[str, Any]:
+        """The call as chat templates expect it: the arguments are an object, not its text."""
+        function = {
+            "name": self.function.name,
+            "arguments": json.loads(self.function.arguments),
+        }
+        return {"id": self.id, "type": self.type, "function": function}
+
+
+class Message(Wire):
+    """One turn of a conversation."""
+
+    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "type": ("text",),  # lm-eval writes it
+        "refusal": (),
+        "audio": (),
+        "annotations": ([],),
+        "function_call": (),
+        "reasoning_details": ([],),
+    }
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | Many[TextPart] | None = None
+    reasoning_content: str | None = None
+    """An earlier turn's thought; whether the model sees it is the chat template's decision, or
+    `reasoning_history`'s."""
+    reasoning: str | None = None
+    """The same under vLLM's name."""
+    tool_calls: Many[ToolCall] | None = None
+    """Of an assistant: the functions it called."""
+    tool_call_id: str | None = None
+    """Of a tool: the call this is the result of."""
+    name: str | None = None
+    """Of a tool: the function that gave this result."""
+
+    @model_validator(mode="after")
+    def _fits_its_role(self) -> "Message":
+        if self.content is None and self.role != "assistant":
+            raise ValueError(f"a {self.role} message needs content")
+        if self.role == "tool" and not self.tool_call_id:
+            raise ValueError("a tool message needs the tool_call_id of the call it answers")
+        if self.role != "tool":
+            for field in ("name", "tool_call_id"):
+                if getattr(self, field) is not None:
+                    raise Unsupported(field)
+        if self.tool_calls and self.role != "assistant":
+            raise ValueError(f"a {self.role} message makes no tool calls")
+        return self
+
+    @property
+    def text(self) -> str:
+        """The content, its parts joined."""
+        if isinstance(self.content, list):
+            return "".join(part.text for part in self.content)
+        return self.content or ""
+
+    @property
+    def thought(self) -> str | None:
+        """An earlier turn's thought under either name."""
+        return self.reasoning_content if self.reasoning_content is not None else self.reasoning
+
+    def for_template(self) -> dict[str, Any]:
+        """The turn as chat templates expect it."""
+        turn: dict[str, Any] = {"role": self.role, "content": self.text}
+        if self.thought is not None:
+            turn |= {"reasoning_content": self.thought, "reasoning": self.thought}
+        if self.tool_calls:
+            turn["tool_calls"] = [call.for_template() for call in self.tool_calls]
+        if self.role == "tool":
+            turn["tool_call_id"] = self.tool_call_id
+            turn |= {"name": self.name} if self.name else {}
+        return turn
+
+
+class FunctionDefinition(Wire):
+    """A function the model may call."""
+
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    """JSON schema of its arguments; none is a function without arguments."""
+    strict: bool | None = None
+    """Hold the arguments to the schema. A forced call always is."""
+
+
+class Tool(Wire):
+    """Something the model may call: a function."""
+
+    type: Literal["function"]
+    function: FunctionDefinition
+
+
+class ToolName(Wire):
+    """A function, by name."""
+
+    name: str
+
+
+class NamedTool(Wire):
+    """The one function that must be called."""
+
+    type: Literal["function"]
+    function: ToolName
+
+
+ToolChoice = Literal["none", "auto", "required"] | NamedTool

@@ -1,0 +1,128 @@
+"""vLLM's tool parsers, by name: how each model family writes calls.
+
+Owns finding a parser and translating what it finds. Checked against vLLM 0.31, whose parsers ask
+for the request as vLLM's own server has it.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from thinkgate.config import nearest
+from thinkgate.errors import ConfigError
+from thinkgate_serve.engine import Tokenizer
+from thinkgate_serve.messages import FunctionDefinition, Tool
+from thinkgate_serve.tools import CallDelta, Reader, Said
+
+__all__ = ["VLLMToolParser"]
+
+PROBE = Tool(type="function", function=FunctionDefinition(name="probe"))
+
+
+class VLLMToolParser:
+    """One of vLLM's parsers."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def check(self, tokenizer: Tokenizer) -> None:
+        """ConfigError when vLLM has no such parser, or it does not fit this model."""
+        from vllm.tool_parsers import ToolParserManager
+
+        known = set(ToolParserManager.list_registered())
+        if self.name not in known:
+            raise ConfigError(
+                f"--tool-parser {self.name}: vLLM has no such tool parser; "
+                f"{nearest(self.name, known)}"
+            )
+        try:
+            self.reader([PROBE], tokenizer)
+        except (RuntimeError, ValueError, AttributeError, KeyError) as error:
+            raise ConfigError(
+                f"--tool-parser {self.name} does not fit this model's tokenizer: {error}"
+            ) from error
+
+    def reader(self, tools: Sequence[Tool], tokenizer: Tokenizer) -> Reader:
+        """A reader of one answer."""
+        from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+        from vllm.tool_parsers import ToolParserManager
+
+        wanted = [tool.model_dump(exclude_none=True) for tool in tools]
+        request = ChatCompletionRequest.model_validate(
+            {"messages": [], "tools": wanted, "tool_choice": "auto"}
+        )
+        make: Any = ToolParserManager.get_tool_parser(self.name)
+        parser = make(tokenizer, request.tools)
+        return VLLMReader(parser, parser.adjust_request(request))
+
+
+class VLLMReader(Reader):
+    """One answer through one of vLLM's parsers, which keep state."""
+
+    def __init__(self, parser: Any, request: Any) -> None:
+        super().__init__()
+        self._parser = parser
+        self._request = request
+        self.keeps_special = not request.skip_special_tokens
+        self._text = ""
+        self._ids: list[int] = []
+        # Parsers that also split thoughts off are to leave that to us.
+        if hasattr(parser, "skip_reasoning_parsing"):
+            parser.skip_reasoning_parsing = True
+        self._incremental: bool = parser.engine_based_streaming
+        """Whether it reads the delta alone; the others read everything again each time."""
+
+    def feed(self, text: str, ids: Sequence[int]) -> Sequence[Said]:
+        if not text and not ids:
+            return ()
+        text_before, ids_before = self._text, self._ids
+        if not self._incremental:
+            self._text += text
+            self._ids = [*self._ids, *ids]
+        return self._said(
+            self._parser.extract_tool_calls_streaming(
+                text_before,
+                text if self._incremental else self._text,
+                text,
+                ids_before,
+                list(ids) if self._incremental else self._ids,
+                list(ids),
+                self._request,
+            )
+        )
+
+    def close(self) -> Sequence[Said]:
+        if hasattr(self._parser, "finish_streaming"):
+            return self._said(self._parser.finish_streaming())
+        rest = self._parser.get_remaining_unstreamed_args() if self.called else ""
+        return [CallDelta(len(self._parser.prev_tool_call_arr) - 1, rest)] if rest else ()
+
+    def whole(self, text: str) -> Sequence[Said]:
+        found = self._parser.extract_tool_calls(text, self._request)
+        said: list[Said] = [found.content] if found.content else []
+        for index, call in enumerate(found.tool_calls):
+            function = call.function
+            said.append(
+                self._begin(index, function.name, function.arguments, self._own_id(call.id))
+            )
+        return said
+
+    def _said(self, message: Any) -> list[Said]:
+        if message is None:
+            return []
+        said: list[Said] = [message.content] if message.content else []
+        for delta in message.tool_calls or []:
+            function = delta.function
+            if function is None:
+                continue
+            arguments = function.arguments or ""
+            if function.name:
+                own_id = self._own_id(delta.id)
+                said.append(self._begin(delta.index, function.name, arguments, own_id))
+            elif arguments:
+                said.append(CallDelta(delta.index, arguments))
+        return said
+
+    @staticmethod
+    def _own_id(given: str | None) -> str | None:
+        """An id that means something to the model, as Kimi's do; vLLM's random ones do not."""
+        return None if given is None or given.startswith("chatcmpl-tool-") else given
