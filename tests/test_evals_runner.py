@@ -1,5 +1,6 @@
 """Runs against a scripted endpoint over a real socket: what goes wrong is never a wrong answer."""
 
+import errno
 import json
 import os
 import signal
@@ -18,7 +19,7 @@ from thinkgate.answers import Verdict
 from thinkgate.errors import ConfigError, DataError, EndpointError
 from thinkgate.format import SplitStatus
 from thinkgate_evals.measure import Measurement, Options, measure_endpoint
-from thinkgate_evals.records import Record, header_path, read_records
+from thinkgate_evals.records import Record, Recording, header_path, read_records
 from thinkgate_evals.replicas import GIVE_UP_AFTER
 from thinkgate_evals.runner import Endpoint, sample_seed
 from thinkgate_evals.suites import LoadedSuite, load_suite
@@ -323,6 +324,27 @@ def test_a_full_disk_is_one_sentence_that_says_what_to_do(
     (tmp_path / f"{suite.name}.jsonl").symlink_to("/dev/full")
     with pytest.raises(DataError, match=r"jsonl cannot be written: .*run the same command again"):
         measure(right, suite, tmp_path)
+
+
+def test_a_disk_that_is_full_to_the_last_byte_says_the_same(
+    suite: LoadedSuite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then the time the run took cannot be written down either."""
+    (tmp_path / f"{suite.name}.jsonl").symlink_to("/dev/full")
+
+    def full(recording: Recording, _: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(header_path(recording.path)))
+
+    monkeypatch.setattr(Recording, "close_session", full)
+    answered = threading.Event()
+
+    def once(body: dict[str, Any]) -> Says | Fails:
+        answered.set()
+        return right(body)
+
+    with pytest.raises(DataError, match=r"cannot be written: .*run the same command again"):
+        measure(once, suite, tmp_path)
+    assert answered.is_set()
 
 
 def test_hard_comparisons_do_not_hold_up_other_requests(

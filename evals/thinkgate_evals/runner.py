@@ -82,16 +82,15 @@ def run(endpoint: Endpoint, loaded: LoadedSuite, recording: Recording, limit: in
     """
     try:
         asyncio.run(_Run(endpoint, loaded, recording, limit).run())
+    except OSError as error:  # at the end, when the time it took is written down
+        raise _unwritten(recording, error) from None
     except ExceptionGroup as group:
         broken = group.subgroup(DataError)
         if broken is not None:
             raise _first(broken) from group
         disk = group.subgroup(OSError)
-        if disk is not None and (sentence := explain_os_error(_first(disk))):
-            raise DataError(
-                f"{recording.path} cannot be written: {sentence}; what is in it is kept; run the "
-                "same command again to go on"
-            ) from _first(disk)
+        if disk is not None:
+            raise _unwritten(recording, _first(disk)) from None
         failures = group.subgroup(EndpointError)
         if failures is None:
             raise
@@ -100,6 +99,17 @@ def run(endpoint: Endpoint, loaded: LoadedSuite, recording: Recording, limit: in
             f"{loaded.name}: {first}; {len(recording.done)} samples are kept in {recording.path}, "
             "nothing was counted as wrong; run the same command again to go on"
         ) from first
+
+
+def _unwritten(recording: Recording, error: OSError) -> Exception:
+    """What to tell the user about a full disk and the like; the error itself where it is none."""
+    sentence = explain_os_error(error)
+    if sentence is None:
+        return error
+    return DataError(
+        f"{recording.path} cannot be written: {sentence}; what is in it is kept; run the same "
+        "command again to go on"
+    )
 
 
 E = TypeVar("E", bound=Exception)
