@@ -252,7 +252,7 @@ def _echoed(name: str, data_dir: Path) -> dict[str, float]:
     from thinkgate_evals.runner import Endpoint
     from thinkgate_evals.suites import load_suite
 
-    suite = load_suite(name, data_dir=data_dir, overrides=["samples=1"])
+    suite = load_suite(name, data_dir=data_dir)
     golds = {suite.suite.prompt.messages(p.prompt)[-1]["content"]: p.gold for p in suite.problems}
     found: dict[str, float] = {}
     for kind, change in (("gold", lambda gold: gold), ("changed", _changed)):

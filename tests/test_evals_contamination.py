@@ -75,7 +75,7 @@ def test_several_files_and_suites_are_one_search(
 ) -> None:
     first = lines(tmp_path / "a.jsonl", {"prompt": "8+7-6"})
     second = lines(tmp_path / "b.jsonl", {"prompt": load_suite("arithmetic").problems[3].prompt})
-    suites = ["--suite", benchmark, "--suite", "arithmetic"]
+    suites = ["--suite", benchmark, "--suite", "arithmetic,countdown"]
     assert main(["eval", "contamination", str(first), str(second), *suites]) == 1
     shown = capsys.readouterr().out
     assert "bench: 1 of 3 problems" in shown and "arithmetic: 1 of 1,000 problems" in shown
@@ -102,6 +102,7 @@ def test_a_checkpoint_is_searched_by_the_fingerprints_it_keeps(
         (["number.jsonl"], "7 is neither a text nor a conversation"),
         (["blank.jsonl"], "the training data are empty"),
         (["odd.jsonl", "--ngram", "3"], "--ngram is 3"),
+        (["odd.jsonl", "--suite", "lm:gsm8k"], "lm:gsm8k is lm-eval's"),
         (["odd.jsonl", "--found", "2"], "--found is 2"),
         (["unknown"], "does not say what it was trained on"),
         (["unknown", "odd.jsonl"], "name one checkpoint folder, or files"),

@@ -6,7 +6,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from conftest import LESSONS
@@ -90,6 +92,47 @@ def test_a_server_that_is_killed_stops_the_run_which_goes_on_later(
     done = subprocess.run(run, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr
     assert_complete(out / "lessons.jsonl")
+
+
+FORWARD = """
+import asyncio, sys
+async def pump(reader, writer):
+    while data := await reader.read(65536):
+        writer.write(data)
+        await writer.drain()
+    writer.close()
+async def accept(reader, writer):
+    to_reader, to_writer = await asyncio.open_connection("127.0.0.1", int(sys.argv[1]))
+    await asyncio.gather(pump(reader, to_writer), pump(to_reader, writer))
+async def main():
+    server = await asyncio.start_server(accept, "127.0.0.1", 0)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await server.serve_forever()
+asyncio.run(main())
+"""
+"""A second address of the server, which can be killed."""
+
+
+def test_an_address_that_is_killed_leaves_its_work_to_the_other(
+    served: LocalServer, problems: Path, tmp_path: Path
+) -> None:
+    port = str(urlsplit(served.base_url).port)
+    out = tmp_path / "out"
+    with subprocess.Popen(
+        [sys.executable, "-c", FORWARD, port], stdout=subprocess.PIPE, text=True
+    ) as second:
+        assert second.stdout is not None
+        other = f"http://127.0.0.1:{second.stdout.readline().strip()}/v1"
+        run = [*command(served.base_url, problems, out), "--endpoints", other]
+        process = subprocess.Popen(run, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        wait_for(out / "lessons.jsonl", 40, process)
+        second.kill()
+        _, error = process.communicate(timeout=120)
+    assert process.returncode == 0
+    assert other in error.decode() and "the other addresses do its work" in error.decode()
+    assert_complete(out / "lessons.jsonl")
+    answered = Counter(record.endpoint for record in read_records(out / "lessons.jsonl"))
+    assert answered.keys() == {served.base_url, other} and answered[other] < COUNT / 2
 
 
 def children(pid: int) -> list[int]:

@@ -61,7 +61,7 @@ def progress(label: str, total: int | None = None) -> Generator[Meter]:
     """A progress bar with elapsed and remaining time; where output is no terminal, its end only."""
     with Progress(
         TextColumn("  {task.description}", table_column=Column(no_wrap=True)),
-        BarColumn(bar_width=20),
+        BarColumn(bar_width=8),
         MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=7)),
         TimeElapsedColumn(table_column=Column(no_wrap=True, min_width=7)),
         TextColumn("eta"),

@@ -1,6 +1,6 @@
 """Examples:
 
-thinkgate eval contamination train.jsonl --suite gsm8k --suite math500 --data-dir data
+thinkgate eval contamination train.jsonl --suite gsm8k,math500 --data-dir data
 thinkgate eval contamination train.jsonl --suite jsonl:mine.jsonl --out overlaps.jsonl
 thinkgate eval contamination runs/quickstart/grpo --suite arithmetic
 
@@ -29,6 +29,7 @@ from thinkgate.contamination import FOUND, Kind, Overlap, overlaps
 from thinkgate.errors import ConfigError, DataError
 from thinkgate.records import open_output, read_records, write_row
 from thinkgate_evals.evidence import seen_problems
+from thinkgate_evals.lm_tasks import lm_names
 from thinkgate_evals.measure import naming_files
 from thinkgate_evals.suites import LoadedSuite, load_suite
 
@@ -50,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--suite",
         action="append",
         required=True,
-        help="shipped name, YAML file, or jsonl:PATH; may be given several times",
+        help="shipped name, YAML file, or jsonl:PATH; several with commas, or given several times",
     )
     parser.add_argument("--data-dir", type=Path, help="folder with the data sets as local JSONL")
     parser.add_argument(
@@ -72,7 +73,10 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--ngram is {args.ngram}; n-grams below 5 tokens are in every text")
     if not 0 <= args.found <= 1:
         raise ConfigError(f"--found is {args.found}; use a share between 0 and 1")
-    suites = [load_suite(name, data_dir=args.data_dir) for name in args.suite]
+    names, tasks = lm_names(args.suite)
+    if tasks:
+        raise ConfigError(f"lm:{tasks[0]} is lm-eval's; name its problems as jsonl:PATH")
+    suites = [load_suite(name, data_dir=args.data_dir) for name in names]
     with naming_files(), ExitStack() as stack:
         output = open_output(args.out, stack) if args.out else None
         if args.train[0].is_dir():

@@ -202,8 +202,9 @@ class _Run:
             if record.graded:
                 self._problems.add(record.problem_id)
                 # A problem counts once, however many answers it has: never too narrow.
-                low, high = wilson(self._correct / self._graded, len(self._problems))
-                meter.note(f"accuracy {self._correct / self._graded:.1%} ({low:.0%} to {high:.0%})")
+                share = self._correct / self._graded
+                low, high = wilson(share, len(self._problems))
+                meter.note(f"accuracy {share:.0%} ({100 * low:.0f} to {high:.0%})")
 
     async def _measure(
         self, number: int, clients: Sequence[AsyncClient], sample: _Sample
