@@ -17,6 +17,7 @@ from thinkgate_evals.wording import (
     comparison_text,
     estimate_text,
     interval_text,
+    saved_text,
     share_text,
     summary_rows,
 )
@@ -36,6 +37,8 @@ def markdown(results: Results) -> str:
         blocks.append(f"## {mark} {decision.verdict.upper()}: {name}")
         blocks.append(f"Policy {_plain(decision.policy)}, decision `{decision.id}`.")
         blocks.append(_rules(decision.rules))
+        if decision.sequential is not None:
+            blocks.append(_plain(saved_text(decision.sequential)))
     else:
         blocks.append(f"## {_plain(results.candidate)}")
     blocks += [block for result in results.suites for block in _suite(result)]

@@ -84,7 +84,7 @@ class Evidence:
 def evidence_of(
     checkpoint: Checkpoint, suites: Mapping[str, LoadedSuite], measured: Sequence[Measurement]
 ) -> Evidence:
-    """What was measured of a checkpoint, and what its manifest says."""
+    """What was measured of a checkpoint, suite by suite, and what its manifest says."""
     manifest = checkpoint.manifest
     seen = checkpoint.seen_prompts()
     # An empty list is what a deleted or emptied file leaves, not what training leaves.
@@ -92,7 +92,7 @@ def evidence_of(
     return Evidence(
         digest=checkpoint.digest,
         suites=suites,
-        records={m.loaded.name: m.records for m in measured},
+        records={name: m.records for name, m in zip(suites, measured, strict=True)},
         template=manifest.template.digest,
         seen_prompts=seen if recorded else None,
         health=manifest.health,

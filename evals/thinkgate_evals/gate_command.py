@@ -81,9 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="ask the problems in random order, and stop as soon as every rule is decided",
     )
-    parser.add_argument(
-        "--order-seed", type=int, default=0, help="of --sequential's order; default: 0"
-    )
+    parser.add_argument("--order-seed", type=int, help="of --sequential's order; default: 0")
     parser.add_argument(
         "--out",
         type=Path,
@@ -100,6 +98,8 @@ def run(args: argparse.Namespace) -> int:
     policy = load_policy(args.policy)
     if (args.checkpoint is None) == (args.records is None):
         raise ConfigError("name one candidate: a checkpoint folder, or records with --records")
+    if args.order_seed is not None and not args.sequential:
+        raise ConfigError("--order-seed is for --sequential; without it all problems are asked")
     if args.records is not None and args.sequential:
         raise ConfigError("--sequential stops asking early, and --records only decides")
     if args.records is not None and args.second_grader is not None:
@@ -139,7 +139,7 @@ def _gate_checkpoint(args: argparse.Namespace, policy: Policy) -> int:
             incumbent,
             chosen,
             data_dir=args.data_dir,
-            order_seed=args.order_seed if args.sequential else None,
+            order_seed=(args.order_seed or 0) if args.sequential else None,
             out=args.out,
         )
         code = _shown(decision, (args.out or candidate.meta()) / "report.html")

@@ -28,6 +28,7 @@ from thinkgate_evals.wording import (
     comparison_text,
     estimate_text,
     points,
+    saved_text,
     share_text,
     summary_rows,
 )
@@ -98,6 +99,7 @@ def _render(results: Results) -> str:
         "clip": _clip,
         "points": points,
         "comparison": comparison_text,
+        "saved": saved_text,
     }
     script = (Path(__file__).parent / "report.js").read_text(encoding="utf-8") + CHART_SCRIPT
     digest = hashlib.sha256(script.encode()).digest()

@@ -23,7 +23,7 @@ from thinkgate_evals.measure import (
 from thinkgate_evals.policy import Policy
 from thinkgate_evals.suites import LoadedSuite
 
-__all__ = ["gate_in_looks", "until_decided"]
+__all__ = ["gate_in_looks", "next_size", "until_decided"]
 
 FIRST = 64
 """Problems before the first look, and between two at least."""
@@ -51,8 +51,12 @@ def until_decided(planned: Mapping[str, int], look: Look) -> tuple[dict[str, int
         if not growing:
             return sizes, looks
         for suite in growing:
-            step = max(FIRST, sizes[suite] // GROWTH)
-            sizes[suite] = min(planned[suite], sizes[suite] + step)
+            sizes[suite] = next_size(sizes[suite], planned[suite])
+
+
+def next_size(size: int, planned: int) -> int:
+    """Problems at the next look."""
+    return min(planned, size + max(FIRST, size // GROWTH))
 
 
 def gate_in_looks(
