@@ -283,7 +283,7 @@ def show_decision(decision: Decision) -> None:
     for rule in decision.rules:
         colour = COLOURS[rule.verdict]
         table.add_row(
-            f"{rule.rule}\n[dim]{escape(rule.suite)}[/]",
+            f"{rule.rule.replace('_', ' ')}\n[dim]{escape(rule.suite)}[/]",
             estimate_text(rule),
             asked_text(rule),
             f"[{colour}]{rule.verdict.upper()}[/]",
