@@ -8,7 +8,7 @@ VLLM = 0.31.0
 READY = $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-recipes lint types browser js pytest clean
+.PHONY: help setup quickstart gate-demo test test-recipes lint types browser js pytest clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -33,6 +33,9 @@ $(READY): pyproject.toml $(wildcard requirements/*.txt)
 
 quickstart: $(READY)  ## train, gate, promote and serve a small reasoner on this machine
 	@$(RUN) thinkgate quickstart $(ARGS)
+
+gate-demo: $(READY)  ## gate a better, an equal and a damaged model, as CI would
+	@$(VENV)/bin/python bench/gate_demo.py $(ARGS)
 
 test: lint types pytest  ## ruff, pyright and pytest: all that needs no GPU
 

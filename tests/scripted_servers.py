@@ -25,7 +25,9 @@ SKILL = {"weak": 70, "strong": 83, "same": 70, "base": 70, "grpo": 83}
 RANK = {p.prompt: n for n, p in enumerate(load_suite("arithmetic").problems)}
 
 
-def checkpoint(folder: Path, seen: frozenset[str] = frozenset({"x"})) -> Path:
+def checkpoint(
+    folder: Path, seen: frozenset[str] = frozenset({"x"}), *, chat_template: str = ""
+) -> Path:
     """A complete checkpoint folder; what is in the model does not matter here."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(folder.name)
@@ -35,7 +37,10 @@ def checkpoint(folder: Path, seen: frozenset[str] = frozenset({"x"})) -> Path:
         recipe="test",
         config={},
         template=TemplateFingerprint(
-            chat_template_sha256="", open_tag="<think>", close_tag="</think>", prefilled=False
+            chat_template_sha256=chat_template,
+            open_tag="<think>",
+            close_tag="</think>",
+            prefilled=False,
         ),
         model_digest=model_digest(folder),
         created="2026-01-01T00:00:00+00:00",

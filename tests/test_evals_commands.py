@@ -307,6 +307,41 @@ def test_no_decision_without_a_report(
     assert read_decision(load_checkpoint(strong)) is None
 
 
+def test_a_decision_that_was_there_goes_before_a_report_that_cannot_be_written(
+    servers: Servers, tmp_path: Path
+) -> None:
+    strong = checkpoint(tmp_path / "strong")
+    assert gate(strong, "--policy", "smoke", "--limit", "60", "--no-sign") == 0
+    (strong / "thinkgate" / "report.html").unlink()
+    (strong / "thinkgate" / "report.html").mkdir()
+    assert gate(strong, "--policy", "smoke", "--limit", "60", "--no-sign") == 2
+    with pytest.raises(CheckpointError, match="no gate decision"):
+        gated(load_checkpoint(strong))
+
+
+def test_another_template_than_the_incumbents_is_refused_before_anything_is_asked(
+    servers: Servers, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weak = checkpoint(tmp_path / "weak")
+    strong = checkpoint(tmp_path / "strong", chat_template="other")
+    assert gate(strong, "--policy", "quickstart", "--against", weak, *SOME) == 2
+    assert "differ in chat_template_sha256" in capsys.readouterr().err
+    assert servers.started == [] and read_decision(load_checkpoint(strong)) is None
+    policy = tmp_path / "p.yaml"
+    rule = "{rule: superiority, suite: arithmetic}"
+    policy.write_text(f"name: p\ntemplate_change: allow\nrules: [{rule}]\n")
+    assert gate(strong, "--policy", policy, "--against", weak, *SOME) == 0
+
+
+def test_records_without_a_suite_of_the_policy_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "other.jsonl").write_text('{"problem_id": 1, "correct": true}\n')
+    assert main(["gate", "--records", str(tmp_path / "a"), "--policy", "smoke"]) == 2
+    assert "asks for arithmetic" in capsys.readouterr().err
+
+
 def readme(kind: str) -> list[str]:
     """The code blocks of one kind in the README of this part."""
     text = (Path(__file__).parent.parent / "evals" / "README.md").read_text()
@@ -345,7 +380,7 @@ def test_the_commands_of_the_readme_run(
 def test_the_policy_of_the_readme_is_one(tmp_path: Path) -> None:
     [text] = readme("yaml")
     (tmp_path / "mine.yaml").write_text(text)
-    assert len({rule.rule for rule in load_policy(str(tmp_path / "mine.yaml")).rules}) == 8
+    assert len({rule.rule for rule in load_policy(str(tmp_path / "mine.yaml")).rules}) == 12
 
 
 MISTAKES: dict[str, tuple[list[str], str]] = {

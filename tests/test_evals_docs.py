@@ -4,10 +4,13 @@ import dataclasses
 import json
 import re
 from pathlib import Path
+from typing import get_args
 
 from thinkgate.answers import Verdict
+from thinkgate.checkpoint import Decision, RuleResult, SequentialRun
 from thinkgate.format import SplitStatus
 from thinkgate_evals.metrics import SHARES, Spread, Summary, summarise
+from thinkgate_evals.policy import Rule
 from thinkgate_evals.record_sets import load_record_set
 from thinkgate_evals.records import Header, Record
 from thinkgate_evals.report_json import SCHEMA_VERSION, write_report_json
@@ -19,9 +22,9 @@ LM_EVAL = {"lm_eval"}
 """Added by `lm_scores.record_scores`, for lm-eval tasks only."""
 
 
-def fields(heading: str) -> set[str]:
+def fields(heading: str, text: str = TEXT) -> set[str]:
     """The names in the first table after `heading`."""
-    table = TEXT.split(heading, 1)[1].partition("\n|---")[2].partition("\n\n")[0]
+    table = text.split(heading, 1)[1].partition("\n|---")[2].partition("\n\n")[0]
     return set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE))
 
 
@@ -72,3 +75,18 @@ def test_the_least_a_record_may_be_is_one(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_text(example)
     [record] = load_record_set(tmp_path / "x.jsonl", "x").records
     assert (record.problem_id, record.verdict) == ("17", Verdict.CORRECT)
+
+
+GATES = (Path(__file__).parent.parent / "docs" / "gates.md").read_text()
+
+
+def test_decisions_and_rules() -> None:
+    assert fields("## decision.json", GATES) == set(Decision.model_fields)
+    assert fields("Each rule:", GATES) == set(RuleResult.model_fields)
+    assert f"Version {Decision.model_fields['schema_version'].default}" in GATES
+    for name in SequentialRun.model_fields:
+        assert f"`{name}`" in GATES
+    kinds = {get_args(kind.model_fields["rule"].annotation)[0] for kind in get_args(Rule)}
+    assert fields("## Rules", GATES) == kinds
+    shipped = (Path(__file__).parent.parent / "evals" / "gates").glob("*.yaml")
+    assert set(re.findall(r"^\*\*`(\w+)`\*\*", GATES, re.MULTILINE)) == {f.stem for f in shipped}

@@ -17,6 +17,7 @@ from thinkgate_evals.wording import (
     comparison_text,
     estimate_text,
     interval_text,
+    reasons_text,
     saved_text,
     share_text,
     summary_rows,
@@ -36,6 +37,8 @@ def markdown(results: Results) -> str:
         name = _plain(results.candidate)
         blocks.append(f"## {mark} {decision.verdict.upper()}: {name}")
         blocks.append(f"Policy {_plain(decision.policy)}, decision `{decision.id}`.")
+        if decision.verdict is not GateVerdict.PASS:
+            blocks.append(f"**{_plain(reasons_text(decision))}**")
         blocks.append(_rules(decision.rules))
         if decision.sequential is not None:
             blocks.append(_plain(saved_text(decision.sequential)))

@@ -201,7 +201,7 @@ class Judge:
             return _result(rule, metric, interval, bound, PASS, why)
         if interval.low > bound:
             why = f"at least {value_text(metric, interval.low)}; "
-            why += f"{value_text(metric, bound)} is allowed"
+            why += f"the ceiling is {value_text(metric, bound)}"
             return _result(rule, metric, interval, bound, FAIL, why)
         return self._open(rule, metric, interval, bound, needed)
 

@@ -28,6 +28,7 @@ from thinkgate_evals.wording import (
     comparison_text,
     estimate_text,
     points,
+    reasons_text,
     saved_text,
     share_text,
     summary_rows,
@@ -100,6 +101,7 @@ def _render(results: Results) -> str:
         "points": points,
         "comparison": comparison_text,
         "saved": saved_text,
+        "reasons": reasons_text,
     }
     script = (Path(__file__).parent / "report.js").read_text(encoding="utf-8") + CHART_SCRIPT
     digest = hashlib.sha256(script.encode()).digest()

@@ -5,7 +5,7 @@ Knows numbers, rules and their names; nothing of where the text goes.
 
 from collections.abc import Mapping
 
-from thinkgate.checkpoint import HealthVerdict, RuleResult, SequentialRun
+from thinkgate.checkpoint import Decision, GateVerdict, HealthVerdict, RuleResult, SequentialRun
 from thinkgate_evals.comparison import Comparison
 from thinkgate_evals.metrics import Spread, Summary
 from thinkgate_evals.stats import Interval
@@ -19,6 +19,7 @@ __all__ = [
     "estimate_text",
     "interval_text",
     "points",
+    "reasons_text",
     "saved_text",
     "share_text",
     "spread_text",
@@ -161,6 +162,20 @@ def _bare(metric: str, value: float | None) -> str:
     if metric == "accuracy_gain":
         return f"{100 * value:+.1f}"
     return value_text(metric, value).removesuffix(" tokens")
+
+
+def reasons_text(decision: Decision) -> str:
+    """Which rules keep a candidate out; empty for a PASS."""
+    named = {
+        verdict: ", ".join(
+            f"{rule.rule.replace('_', ' ')} ({rule.suite})"
+            for rule in decision.rules
+            if rule.verdict is verdict
+        )
+        for verdict in (GateVerdict.FAIL, GateVerdict.INCONCLUSIVE)
+    }
+    parts = (("Fails", GateVerdict.FAIL), ("Undecided", GateVerdict.INCONCLUSIVE))
+    return ". ".join(f"{word}: {named[verdict]}" for word, verdict in parts if named[verdict])
 
 
 def saved_text(run: SequentialRun) -> str:
