@@ -208,9 +208,9 @@ NONSENSE: dict[str, tuple[str, dict[str, Any]]] = {
     "content": ("/v1/chat/completions", {"messages": [{"role": "user", "content": [1] * 300_000}]}),
     "stop": ("/v1/chat/completions", {"messages": HELLO, "stop": [1] * 300_000}),
     "bias": ("/v1/chat/completions",
-             {"messages": HELLO, "logit_bias": {str(token): "x" for token in range(50_000)}}),
+             {"messages": HELLO, "logit_bias": {str(token): "x" for token in range(200_000)}}),
     "keys": ("/v1/chat/completions",
-             {"messages": HELLO} | {f"x{number}": 1 for number in range(50_000)}),
+             {"messages": HELLO} | {f"x{number}": 1 for number in range(200_000)}),
     "prompt": ("/v1/completions", {"prompt": [1, "a"] * 150_000}),
     "prompts": ("/v1/completions", {"prompt": [[1]] * 150_000}),
     "tokens": ("/detokenize", {"tokens": ["a"] * 300_000}),
@@ -221,10 +221,10 @@ NONSENSE: dict[str, tuple[str, dict[str, Any]]] = {
 def test_megabytes_of_nonsense_are_refused_at_the_first_mistake(case: str) -> None:
     """One error for each of a million items once took a minute, in which nobody was answered."""
     path, body = NONSENSE[case]
-    app_began = time.process_time()
+    began = time.process_time()
     response = ask(FakeEngine([]), path, **body)
     assert response.status_code == 400 and len(response.text) < 1000
-    assert time.process_time() - app_began < 3
+    assert time.process_time() - began < 1.5
 
 
 @pytest.mark.parametrize("case", REFUSED)
