@@ -19,6 +19,7 @@ from thinkgate_serve.engine import Delta, Finish, Sampling
 from thinkgate_serve.model import Deployment
 
 SEED = 100
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 
 
 def voters(*replies: str | Iterable[Delta]) -> FakeEngine:
@@ -202,6 +203,7 @@ def test_comparing_answers_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> N
         ({"consensus": 65}, "consensus", "less than or equal to 64"),
         ({"consensus": 2, "n": 2}, None, "consensus returns one choice"),
         ({"consensus": 2, "response_format": {"type": "json_object"}}, None, "reads no JSON"),
+        ({"consensus": 2, "tools": [TOOL]}, None, "votes on final answers, not on calls"),
         ({"consensus": 2, "temperature": 0}, "temperature", "all samples are the same"),
     ],
 )

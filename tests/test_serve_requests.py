@@ -214,6 +214,9 @@ NONSENSE: dict[str, tuple[str, dict[str, Any]]] = {
     "prompt": ("/v1/completions", {"prompt": [1, "a"] * 150_000}),
     "prompts": ("/v1/completions", {"prompt": [[1]] * 150_000}),
     "tokens": ("/detokenize", {"tokens": ["a"] * 300_000}),
+    "input": ("/v1/responses", {"input": [1] * 300_000}),
+    "include": ("/v1/responses", {"input": "x", "include": [1] * 300_000}),
+    "tools": ("/v1/chat/completions", {"messages": HELLO, "tools": [1] * 300_000}),
 }  # fmt: skip
 
 

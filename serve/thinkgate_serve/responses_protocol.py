@@ -219,7 +219,7 @@ class ResponsesRequest(Conversing):
     """Functions the model may call."""
     tool_choice: Literal["none", "auto", "required"] | NamedFunction | None = None
     """Whether it must call one, and which; with tools the default is `auto`."""
-    include: list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] = Field(
+    include: Many[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] = Field(
         default_factory=list, max_length=8
     )
     """More to send: the answer's logprobs. Thoughts are sent in the open, never encrypted."""
