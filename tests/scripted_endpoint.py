@@ -138,7 +138,7 @@ def prompt_of(body: dict[str, Any]) -> str:
 
 def _whole(said: Says) -> dict[str, Any]:
     message = {"role": "assistant", "content": said.content}
-    message |= dict.fromkeys(said.names, said.thought)
+    message |= _thought(said, said.thought)
     return {
         "id": "chatcmpl-1",
         "object": "chat.completion",
@@ -152,7 +152,7 @@ def _whole(said: Says) -> dict[str, Any]:
 async def _stream(said: Says) -> AsyncIterator[str]:
     deltas: list[dict[str, Any]] = [{"role": "assistant"}]
     if said.thought is not None:
-        deltas += [dict.fromkeys(said.names, piece) for piece in _pieces(said.thought)]
+        deltas += [_thought(said, piece) for piece in _pieces(said.thought)]
     deltas += [{"content": piece} for piece in _pieces(said.content or "")]
     for delta in deltas:
         yield _event(choices=[{"index": 0, "delta": delta, "finish_reason": None}])
@@ -162,6 +162,12 @@ async def _stream(said: Says) -> AsyncIterator[str]:
     yield _event(choices=[{"index": 0, "delta": {}, "finish_reason": said.finish, **said.choice}])
     yield _event(choices=[], usage=said.usage)
     yield "data: [DONE]\n\n"
+
+
+def _thought(said: Says, text: str | None) -> dict[str, Any]:
+    """`text` under each of the names, in the form that goes with it."""
+    openrouter = [{"type": "reasoning.text", "text": text, "index": 0}]
+    return {name: openrouter if name == "reasoning_details" else text for name in said.names}
 
 
 def _pieces(text: str) -> list[str]:

@@ -1,5 +1,6 @@
 """`thinkgate chat` as a user sees it: on a terminal, and with questions on the command line."""
 
+import json
 import os
 import pty
 import re
@@ -10,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -89,7 +91,7 @@ class Terminal:
 
 
 @contextmanager
-def chatting(url: str) -> Iterator[Terminal]:
+def chatting(url: str, term: str = "dumb") -> Iterator[Terminal]:
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-m", "thinkgate", "chat", "--url", url],
@@ -97,7 +99,7 @@ def chatting(url: str) -> Iterator[Terminal]:
         stdout=theirs,
         stderr=theirs,
         start_new_session=True,
-        env={**os.environ, "TERM": "dumb"},
+        env={**os.environ, "TERM": term, "COLUMNS": "100", "LINES": "40"},
     )
     os.close(theirs)
     try:
@@ -130,3 +132,42 @@ def test_ctrl_c_stops_the_answer_and_not_the_conversation() -> None:
     assert roles == [["user"], ["user"], ["user"], ["user", "assistant", "user"]]
     # What was stopped or failed is forgotten, and the thought is not sent back.
     assert contents == ["1+1", "answer to 1+1", "and?"]
+
+
+MARKDOWN = "# Result\n\nIt is **15**.\n\n```\na\n\nb\n```\n\n- one\n- two"
+
+
+def test_on_a_terminal_the_thought_folds_and_the_answer_is_markdown(tmp_path: Path) -> None:
+    def script(body: dict[str, Any]) -> Says:
+        return Says(MARKDOWN, "carrying the one", pause=0.02)
+
+    with ScriptedEndpoint(script) as endpoint, chatting(endpoint.base_url, "xterm") as chat:
+        chat.wait_for("> ")
+        chat.type("7+8\n")
+        assert "carrying" in chat.wait_for("(/thought shows it)")
+        answer = chat.wait_for("7 thinking tokens, 3 answer tokens")
+        assert "It is 15." in answer and "• one" in answer and "**" not in answer
+        chat.type("/thought\n")
+        chat.wait_for("carrying the one")
+        for command, reply in {
+            "/think off": "thinking: off",
+            "/retry": "3 answer tokens",
+            "/budget 50": "thinking budget: 50",
+            "/system be brief": "system prompt: be brief",
+            "/retry ": "3 answer tokens",
+            "/budget x": "give tokens",
+            "/sav": "did you mean '/save'",
+            f"/save {tmp_path / 'talk.json'}": "3 messages in",
+            "/clear": "forgotten",
+            "/retry  ": "nothing was asked yet",
+            "/help": "/consensus",
+        }.items():
+            chat.type(command + "\n")
+            chat.wait_for(reply)
+        first, second, third = endpoint.requests
+    assert "reasoning_effort" not in first
+    assert (second["reasoning_effort"], len(second["messages"])) == ("none", 1)
+    assert (third["thinking_budget"], "reasoning_effort" in third) == (50, False)
+    assert [m["role"] for m in third["messages"]] == ["system", "user"]
+    saved = json.loads((tmp_path / "talk.json").read_text())["messages"]
+    assert [m["content"] for m in saved] == ["be brief", "7+8", MARKDOWN]

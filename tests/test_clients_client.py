@@ -33,6 +33,7 @@ SHAPES = {
     "both names": (Says("42", "six times seven"), ("six times seven", "42", CLOSED)),
     "deepseek": (Says("42", "six", names=["reasoning_content"]), ("six", "42", CLOSED)),
     "vllm": (Says("42", "six", names=["reasoning"]), ("six", "42", CLOSED)),
+    "openrouter": (Says("42", "six", names=["reasoning_details"]), ("six", "42", CLOSED)),
     "raw tags": (Says("<think>\nsix</think>\n\n42"), ("six", "42", CLOSED)),
     "raw, no tag": (Says("42 <think>"), ("", "42 <think>", UNTAGGED)),
     "raw, cut": (Says("<think>six ti", finish="length"), ("six ti", None, TRUNCATED)),

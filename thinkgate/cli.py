@@ -35,6 +35,7 @@ COMMANDS = {
     "serve": ("thinkgate_serve.command", "serve a gated checkpoint over an OpenAI-compatible API"),
     "api-keys": ("thinkgate_serve.api_keys_command", "make, list and remove a server's API keys"),
     "chat": ("thinkgate_clients.chat", "talk to a server, reasoning dim, answer bold"),
+    "batch": ("thinkgate_clients.batch", "ask a file of requests, resumable"),
     "score": ("thinkgate.score_command", "grade recorded answers with the verifier"),
     "split": ("thinkgate.split_command", "split recorded completions into reasoning and answer"),
     "doctor": ("thinkgate.doctor", "show versions and devices, what is missing and the fix"),

@@ -4,32 +4,30 @@ thinkgate chat                                        talk to http://127.0.0.1:8
 thinkgate chat 7+8-6+3 9+9+9-1                        ask two questions and leave
 thinkgate chat --url http://gpu-1:8000/v1 --model qwen --temperature 0.6
 
-Reasoning is dim, the answer bold. In a conversation Ctrl-C stops the present answer only, Ctrl-D
-leaves, /clear forgets the conversation. Thoughts are not sent back; answers are.
+In a conversation the thought folds into one line when the answer starts, and the answer is rendered
+as Markdown. Ctrl-C stops the present answer only, Ctrl-D leaves, /help lists the commands. Thoughts
+are not sent back; answers are.
 """
 
 import argparse
-from collections.abc import Iterable
+import json
+from collections.abc import Callable, Iterable
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from thinkgate.checkpoint import write_atomic
+from thinkgate.config import nearest
 from thinkgate.console import console, printable
-from thinkgate.errors import EndpointError
-from thinkgate.format import SplitStatus
-from thinkgate_clients.client import (
-    AnswerText,
-    Client,
-    Finished,
-    Messages,
-    ReasoningText,
-    Reply,
-    RequestFailed,
-    key_from,
-)
+from thinkgate.errors import EndpointError, ThinkgateError
+from thinkgate_clients.chat_display import Display, displaying
+from thinkgate_clients.client import Client, Finished, Messages, Reply, key_from
 
 __all__ = ["add_arguments", "ask_and_show", "run"]
+
+EFFORTS = ("minimal", "low", "medium", "high")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,27 +37,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", help="default: the only one the server offers")
     parser.add_argument("--system", help="system prompt")
     parser.add_argument("--temperature", type=float, help="default: the server's")
-    parser.add_argument("--max-tokens", type=int, help="default: the server's")
-    parser.add_argument("--seed", type=int, help="default: none")
+    parser.add_argument("--max-tokens", type=int, help="thinking and answer together")
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--thinking-budget", type=int, help="tokens of the thought at most")
+    parser.add_argument("--consensus", type=int, metavar="K", help="let K samples vote")
     parser.add_argument(
-        "--api-key-env", metavar="VAR", help="environment variable with the key; default: no key"
+        "--api-key-env", metavar="VAR", help="environment variable with the API key to send"
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Ask the questions given, or hold a conversation."""
+    """Ask the questions given, or talk until the end of input."""
     sampling = {
         "temperature": args.temperature,
         "max_tokens": args.max_tokens,
         "seed": args.seed,
+        "thinking_budget": args.thinking_budget,
+        "consensus": args.consensus,
     }
-    system = [{"role": "system", "content": args.system}] if args.system else []
     key = key_from(args.api_key_env)
     with Client(args.url, args.model, api_key=key) as client:
         if args.question:
-            _ask_each(client, args.question, system, sampling)
+            _ask_each(client, args.question, _system(args.system), sampling)
         else:
-            _converse(client, system, sampling)
+            Conversation(client, args.system, sampling).run()
     return 0
 
 
@@ -71,34 +72,18 @@ def ask_and_show(
         return _ask_each(client, questions, [], sampling)
 
 
-def show(out: Console, client: Client, prompt: Messages, **sampling: Any) -> Reply:
-    """Stream one reply to `out`: reasoning dim, answer bold. Ctrl-C cancels it and is raised."""
-    last: type[object] | None = None
+def show(display: Display, client: Client, prompt: Messages, **sampling: Any) -> Reply:
+    """Stream one reply. Ctrl-C cancels it and is raised."""
     with closing(client.stream(prompt, **sampling)) as events:
-        try:
-            for event in events:
-                if isinstance(event, Finished):
-                    out.print()
-                    _remark(out, event.reply)
-                    return event.reply
-                if last is ReasoningText and isinstance(event, AnswerText):
-                    out.print()
-                last = type(event)
-                style = "dim" if last is ReasoningText else "bold"
-                text = printable(event.text)
-                out.print(text, style=style, end="", markup=False, emoji=False, soft_wrap=True)
-        except KeyboardInterrupt:
-            out.print("\n[dim](stopped)[/]")
-            raise
+        for event in events:
+            display.show(event)
+            if isinstance(event, Finished):
+                return event.reply
     raise EndpointError(f"{client.base_url}: the stream ended without a result")
 
 
-def _remark(out: Console, reply: Reply) -> None:
-    """A line on what cannot be seen from the text."""
-    if reply.status is SplitStatus.TRUNCATED:
-        out.print("[yellow](the thought was cut off: no answer; raise --max-tokens)[/]")
-    elif reply.finish_reason == "length":
-        out.print("[yellow](the answer was cut off; raise --max-tokens)[/]")
+def _system(text: str | None) -> list[dict[str, str]]:
+    return [{"role": "system", "content": text}] if text else []
 
 
 def _ask_each(
@@ -109,53 +94,152 @@ def _ask_each(
 ) -> list[Reply]:
     replies: list[Reply] = []
     for question in questions:
-        console.print(f"> {question}", style="cyan", markup=False, emoji=False)
+        _say(f"> {question}", "cyan")
         messages = [*system, {"role": "user", "content": question}]
-        replies.append(show(console, client, messages, **sampling))
+        try:
+            replies.append(show(Display(console), client, messages, **sampling))
+        except KeyboardInterrupt:
+            console.print("\n[dim](stopped)[/]")
+            raise
     return replies
 
 
-def _converse(client: Client, system: list[dict[str, str]], sampling: dict[str, Any]) -> None:
-    """Read, ask, show, until the end of input. A failed request does not end the conversation."""
-    import readline  # noqa: F401  gives input() line editing and history
+class Conversation:
+    """Questions, answers and slash commands, until the end of input."""
 
-    console.print(
-        printable(f"{client.model()} at {client.base_url}; Ctrl-C stops, Ctrl-D leaves"),
-        style="dim",
-        markup=False,
-    )
-    turns: list[dict[str, str]] = []
-    while True:
+    def __init__(self, client: Client, system: str | None, sampling: dict[str, Any]) -> None:
+        self._client = client
+        self._system = system
+        self._sampling = sampling
+        self._turns: list[dict[str, str]] = []
+        self._asked: str | None = None
+        """The last question, answered or not."""
+        self._thought: str | None = None
+        self.out: Console = console
+
+    def run(self) -> None:
+        """Read, ask, show. What fails does not end the conversation."""
+        import readline  # noqa: F401  gives input() line editing and history
+
+        where = f"{self._client.model()} at {self._client.base_url}"
+        _say(f"{where}; Ctrl-C stops, Ctrl-D leaves, /help", "dim")
+        while True:
+            try:
+                line = input("> ").strip()
+            except EOFError:
+                self.out.print()
+                return
+            except KeyboardInterrupt:
+                self.out.print("\n[dim]Ctrl-D leaves[/]")
+                continue
+            try:
+                if line.startswith("/"):
+                    self._command(line)
+                elif line:
+                    self._ask(line)
+            except ThinkgateError as error:
+                _say(str(error), "red")
+
+    def _command(self, line: str) -> None:
+        name, _, words = line.partition(" ")
+        found = COMMANDS.get(name)
+        if found is None:
+            _say(f"{name}: no such command; {nearest(name, COMMANDS)}; /help lists them", "red")
+        else:
+            found[0](self, words.strip())
+
+    def _ask(self, question: str) -> None:
+        """One more question; without an answer the conversation is as before."""
+        self._asked = question
+        asked = [*self._turns, {"role": "user", "content": question}]
         try:
-            question = input("> ").strip()
-        except EOFError:
-            console.print()
-            return
+            with displaying(self.out) as display:
+                reply = show(
+                    display, self._client, [*_system(self._system), *asked], **self._sampling
+                )
         except KeyboardInterrupt:
-            console.print("\n[dim]Ctrl-D leaves[/]")
-            continue
-        if question == "/clear":
-            turns = []
-        elif question:
-            turns = _turn(client, system, turns, question, sampling)
+            self.out.print("\n[dim](stopped)[/]")
+            return
+        self._thought = reply.reasoning
+        if reply.answer is not None:
+            self._turns = [*asked, {"role": "assistant", "content": reply.answer}]
+
+    def _think(self, words: str) -> None:
+        if words not in ("on", "off", *EFFORTS):
+            _say(f"/think {words or '…'}: say on, off, {', '.join(EFFORTS)}", "red")
+            return
+        self._sampling["thinking_budget"] = None
+        self._sampling["reasoning_effort"] = {"on": None, "off": "none"}.get(words, words)
+        _say(f"thinking: {words}", "dim")
+
+    def _budget(self, words: str) -> None:
+        if words != "off" and not words.isdigit():
+            _say(f"/budget {words or '…'}: give tokens, such as /budget 500, or off", "red")
+            return
+        self._sampling["reasoning_effort"] = None
+        self._sampling["thinking_budget"] = None if words == "off" else int(words)
+        _say(f"thinking budget: {words}", "dim")
+
+    def _consensus(self, words: str) -> None:
+        if words != "off" and not words.isdigit():
+            _say(f"/consensus {words or '…'}: give samples, such as /consensus 5, or off", "red")
+            return
+        self._sampling["consensus"] = None if words == "off" else int(words)
+        _say(f"consensus: {words}", "dim")
+
+    def _set_system(self, words: str) -> None:
+        if words:
+            self._system = None if words == "off" else words
+        _say(f"system prompt: {self._system or 'none'}", "dim")
+
+    def _retry(self, _: str) -> None:
+        if self._asked is None:
+            _say("nothing was asked yet", "red")
+            return
+        if self._turns and self._turns[-2]["content"] == self._asked:
+            self._turns = self._turns[:-2]
+        _say(f"> {self._asked}", "cyan")
+        self._ask(self._asked)
+
+    def _show_thought(self, _: str) -> None:
+        _say(self._thought or "no thought", "dim")
+
+    def _save(self, words: str) -> None:
+        if not words:
+            _say("/save: give a file, such as /save talk.json", "red")
+            return
+        messages = [*_system(self._system), *self._turns]
+        try:
+            write_atomic(
+                Path(words), json.dumps({"messages": messages}, indent=2, ensure_ascii=False)
+            )
+        except OSError as error:
+            _say(f"/save {words}: {error.strerror}", "red")
+            return
+        _say(f"{len(messages)} messages in {words}", "dim")
+
+    def _clear(self, _: str) -> None:
+        self._turns, self._asked, self._thought = [], None, None
+        _say("forgotten", "dim")
+
+    def _help(self, _: str) -> None:
+        for name, (_function, words) in COMMANDS.items():
+            _say(f"  {name:<11} {words}", "dim")
 
 
-def _turn(
-    client: Client,
-    system: list[dict[str, str]],
-    turns: list[dict[str, str]],
-    question: str,
-    sampling: dict[str, Any],
-) -> list[dict[str, str]]:
-    """The conversation after one more question; as before when it got no answer."""
-    asked = [*turns, {"role": "user", "content": question}]
-    try:
-        reply = show(console, client, [*system, *asked], **sampling)
-    except KeyboardInterrupt:
-        return turns
-    except RequestFailed as error:
-        console.print(printable(str(error)), style="red", markup=False)
-        return turns
-    if reply.answer is None:
-        return turns
-    return [*asked, {"role": "assistant", "content": reply.answer}]
+Command = Callable[[Conversation, str], None]
+COMMANDS: dict[str, tuple[Command, str]] = {
+    "/think": (Conversation._think, "off, on, or an effort: minimal, low, medium, high"),
+    "/budget": (Conversation._budget, "tokens of the thought at most, or off"),
+    "/consensus": (Conversation._consensus, "how many samples vote on the answer, or off"),
+    "/system": (Conversation._set_system, "the system prompt, or off"),
+    "/retry": (Conversation._retry, "ask the last question again"),
+    "/thought": (Conversation._show_thought, "the last thought, in full"),
+    "/save": (Conversation._save, "write the conversation to a JSON file"),
+    "/clear": (Conversation._clear, "forget the conversation"),
+    "/help": (Conversation._help, "this list"),
+}
+
+
+def _say(text: str, style: str) -> None:
+    console.print(printable(text), style=style, markup=False, emoji=False)

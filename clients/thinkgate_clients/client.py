@@ -27,12 +27,21 @@ import openai
 from thinkgate.console import printable
 from thinkgate.errors import ConfigError, EndpointError
 from thinkgate.format import THINK, Tags, ThinkSplitter
-from thinkgate_clients.reply import AnswerText, Event, Finished, Reading, ReasoningText, Reply
+from thinkgate_clients.reply import (
+    AnswerText,
+    Consensus,
+    Event,
+    Finished,
+    Reading,
+    ReasoningText,
+    Reply,
+)
 
 __all__ = [
     "AnswerText",
     "AsyncClient",
     "Client",
+    "Consensus",
     "Event",
     "Failure",
     "Finished",
@@ -277,6 +286,17 @@ class AsyncClient(_Base):
             return self._read(await self._sdk.post(**request), started)
         except ERRORS as error:
             raise self._failed(error) from error
+
+    async def complete(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """The server's response to a chat request, as it is; RequestFailed after the retries."""
+        request = {"path": "/chat/completions", "body": body, "cast_to": httpx2.Response}
+        try:
+            response = json.loads((await self._sdk.post(**request)).content)
+        except ERRORS as error:
+            raise self._failed(error) from error
+        if not isinstance(response, dict):
+            raise self._failed(ValueError("the response is not a chat completion"))
+        return response
 
     async def stream(self, prompt: Messages, **sampling: Any) -> AsyncGenerator[Event, None]:
         """Ask and yield text as it comes, `Finished` last; closing the iterator cancels."""

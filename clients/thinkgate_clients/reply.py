@@ -1,8 +1,8 @@
 """What comes back from a chat completion: the reasoning, the answer, and what they cost.
 
 Owns reading a completion, whole or in chunks, whatever names the server uses for the thought:
-`reasoning_content`, `reasoning`, or tags in the text, which the one splitter splits. Knows nothing
-of connections or retries (`client.py`), nor of what a right answer is.
+`reasoning_content`, `reasoning`, `reasoning_details`, or tags in the text, which the one splitter
+splits. Knows nothing of connections or retries (`client.py`), nor of what a right answer is.
 """
 
 import time
@@ -12,9 +12,20 @@ from typing import Any
 
 from thinkgate.format import Channel, SplitStatus, ThinkSplitter
 
-__all__ = ["AnswerText", "Event", "Finished", "Reading", "ReasoningText", "Reply"]
+__all__ = ["AnswerText", "Consensus", "Event", "Finished", "Reading", "ReasoningText", "Reply"]
 
 DIGEST_HEADER = "X-Thinkgate-Model-Digest"
+
+
+@dataclass(frozen=True, slots=True)
+class Consensus:
+    """An election among samples; the reply is the first one that gave the winning answer."""
+
+    votes: tuple[tuple[str, int], ...]
+    """Answers and how many samples gave each, most first."""
+
+    agreement: float
+    """Share of the finished samples that gave the winning answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,9 +41,13 @@ class Reply:
     reasoning_tokens: int | None
     answer_tokens: int | None
     completion_tokens: int | None
+    prompt_tokens: int | None = None
     request_id: str | None
     model_digest: str | None
     """SHA-256 of the served model's files; only a thinkgate server sends it."""
+
+    consensus: Consensus | None = None
+    """Set when several samples were asked to vote; only a thinkgate server does that."""
 
     latency_s: float
     """From sending to the last byte, retries included."""
@@ -78,6 +93,7 @@ class Reading:
         self._cut = False  # and says that it was cut
         self._finish_reason: str | None = None
         self._usage: Any = None
+        self._consensus: Any = None
 
     def whole(self, completion: Any) -> Reply:
         """The reply in a completion that was not streamed; ValueError when it is none."""
@@ -86,6 +102,7 @@ class Reading:
 
     def feed(self, chunk: Any) -> list[Event]:
         """Events of one chunk of a stream."""
+        self._consensus = getattr(chunk, "consensus", None) or self._consensus
         if not chunk.choices:  # the one that carries the usage
             self._usage = chunk.usage or self._usage
             return []
@@ -107,6 +124,7 @@ class Reading:
         choice: Any = first
         self._request_id = self._request_id or _text(getattr(response, "id", None), "id")
         self._usage = getattr(response, "usage", None) or self._usage
+        self._consensus = getattr(response, "consensus", None) or self._consensus
         ended = _text(getattr(choice, "finish_reason", None), "finish_reason")
         self._finish_reason = ended or self._finish_reason
         flags = (getattr(x, "reasoning_truncated", None) for x in (response, choice, message))
@@ -114,10 +132,12 @@ class Reading:
         return self._put(self._pieces(message))
 
     def _pieces(self, message: Any) -> list[tuple[Channel, str]]:
-        """Text of a message or delta; DeepSeek's name for the thought first, then vLLM's."""
+        """Text of a message or delta; DeepSeek's name for the thought, vLLM's, OpenRouter's."""
         thought = getattr(message, "reasoning_content", None)
         if thought is None:
             thought = getattr(message, "reasoning", None)
+        if thought is None:
+            thought = _details(getattr(message, "reasoning_details", None))
         thought = _text(thought, "reasoning")
         content = _text(getattr(message, "content", None), "content")
         self._separated = self._separated or thought is not None
@@ -150,8 +170,10 @@ class Reading:
             reasoning_tokens=thinking,
             answer_tokens=rest,
             completion_tokens=completion,
+            prompt_tokens=_count(getattr(self._usage, "prompt_tokens", None)),
             request_id=self._request_id,
             model_digest=self._digest,
+            consensus=_consensus(self._consensus),
             latency_s=time.perf_counter() - self._started,
         )
 
@@ -173,6 +195,30 @@ def _token_counts(usage: Any) -> tuple[int | None, int | None]:
     if completion is not None and thinking is not None and thinking > completion:
         return completion, None
     return completion, thinking
+
+
+def _details(details: Any) -> str | None:
+    """OpenRouter's list of pieces: text and summaries are read, what is encrypted is not."""
+    if not isinstance(details, list):
+        return None
+    pieces = [_field(piece, "text") or _field(piece, "summary") for piece in details]
+    return "".join(piece for piece in pieces if isinstance(piece, str)) if pieces else None
+
+
+def _consensus(said: Any) -> Consensus | None:
+    votes = _field(said, "votes")
+    if not isinstance(votes, list):
+        return None
+    counts = tuple(
+        (str(_field(vote, "answer")), _count(_field(vote, "count")) or 0) for vote in votes
+    )
+    agreement = _field(said, "agreement")
+    return Consensus(counts, float(agreement) if isinstance(agreement, int | float) else 0.0)
+
+
+def _field(value: Any, name: str) -> Any:
+    """A field of an object, whether it was read as a dict or not."""
+    return value.get(name) if isinstance(value, dict) else getattr(value, name, None)
 
 
 def _count(value: Any) -> int | None:
