@@ -11,6 +11,7 @@ from thinkgate.checkpoint import (
     DECISION,
     META,
     POLICY,
+    DataFingerprint,
     Decision,
     GateVerdict,
     Manifest,
@@ -33,6 +34,7 @@ def make_checkpoint(
     *,
     config: str = "{}",
     files: Mapping[str, bytes] | None = None,
+    data: tuple[DataFingerprint, ...] = (),
     seen: frozenset[str] = frozenset(),
     adapter: Path | None = None,
     parent: str | None = None,
@@ -54,6 +56,7 @@ def make_checkpoint(
             method="sft",
             recipe="tests",
             config={},
+            data=data,
             template=TemplateFingerprint(
                 chat_template_sha256=hashlib.sha256(template.encode()).hexdigest(),
                 open_tag="<think>",

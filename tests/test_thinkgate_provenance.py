@@ -1,5 +1,6 @@
 """Signatures: what was signed verifies, here and with model signing's own; nothing else does."""
 
+import hashlib
 import json
 import os
 import pickle
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from thinkgate.checkpoint import DECISION, META, GateVerdict
+from thinkgate.checkpoint import DECISION, META, POLICY, DataFingerprint, GateVerdict
 from thinkgate.cli import main
 from thinkgate.errors import CheckpointError, ConfigError
 from thinkgate.provenance import sign, verify
@@ -27,6 +28,8 @@ from thinkgate.provenance.keys import (
 )
 from thinkgate.provenance.keys import trusted_keys as trusted
 
+DATA = (DataFingerprint(name="lessons", count=2, sha256="7" * 64),)
+
 
 @pytest.fixture(scope="module")
 def key(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, PublicKey]:
@@ -36,7 +39,8 @@ def key(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, PublicKey]:
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory, key: tuple[Path, PublicKey]) -> Path:
-    folder = fake_checkpoint.make_checkpoint(tmp_path_factory.mktemp("signed") / "model")
+    folder = tmp_path_factory.mktemp("signed") / "model"
+    fake_checkpoint.make_checkpoint(folder, data=DATA)
     fake_checkpoint.record_decision(folder)
     sign(folder, read_private(key[0]))
     return folder
@@ -45,6 +49,10 @@ def original(tmp_path_factory: pytest.TempPathFactory, key: tuple[Path, PublicKe
 @pytest.fixture
 def signed(original: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(original, tmp_path / "model"))
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def reasons(folder: Path, key: tuple[Path, PublicKey]) -> str:
@@ -76,7 +84,12 @@ def test_the_attestation_opens_with_another_implementation(
     statement = json.loads(envelope.payload)
     assert statement["predicateType"] == "https://in-toto.io/attestation/test-result/v0.1"
     assert statement["predicate"]["result"] == "PASSED"
-    assert [s["name"] for s in statement["subject"]] == ["config.json"]
+    [subject] = statement["subject"]
+    assert (subject["name"], subject["digest"]["sha256"]) == ("config.json", sha256(b"{}"))
+    bound = {r["name"]: r["digest"]["sha256"] for r in statement["predicate"]["configuration"]}
+    assert bound["policy:tests"] == sha256((signed / META / POLICY).read_bytes())
+    assert bound["training-data:lessons"] == "7" * 64
+    assert bound[f"{META}/{DECISION}"] == sha256((signed / META / DECISION).read_bytes())
 
 
 @settings(

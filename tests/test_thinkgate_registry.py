@@ -177,6 +177,46 @@ def test_a_full_disk_leaves_the_old_alias(
     assert [p.name for p in registry.root.iterdir()] == [".lock", "production.jsonl"]
 
 
+def test_show_says_what_is_known(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = passed(tmp_path / "c")
+    where = ["--registry", str(tmp_path / "registry")]
+    assert main(["promote", str(checkpoint), "--reason", "first [one]", *where]) == 0
+    capsys.readouterr()
+    for target in ("production", str(checkpoint)):
+        assert main(["show", target, *where]) == 0
+        said = " ".join(capsys.readouterr().out.split())
+        for words in ("d-test of", "by default (", "all that was signed matches", "first [one]"):
+            assert words in said
+    (checkpoint / "notes").touch()
+    assert main(["show", "production", *where]) == 1
+    assert "refused" in capsys.readouterr().out
+    assert main(["show", "prod", *where]) == 2
+    assert "no alias 'prod' in" in capsys.readouterr().err
+
+
+def test_prune_forgets_and_deletes_only_what_no_alias_needs(
+    tmp_path: Path, registry: Registry, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = [passed(tmp_path / f"c{n}", str(n)) for n in range(5)]
+    for folder in folders:
+        registry.promote("production", folder)
+    registry.promote("staging", folders[0])
+    passed(folders[2], "another model by now")
+    command = ["prune", "--keep", "2", "--checkpoints", "--registry", str(registry.root)]
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert said.count("forget ") == 3 and said.count("delete ") == 1
+    assert f"delete   {folders[1]}" in said and "nothing was done" in said
+    assert all(folder.is_dir() for folder in folders)
+    assert len(registry.history("production")) == 5
+    assert main([*command, "--yes"]) == 0
+    assert [folder.is_dir() for folder in folders] == [True, False, True, True, True]
+    assert registry.resolve("staging") == folders[0]
+    assert registry.rollback("production").model_digest == load_checkpoint(folders[3]).digest
+    with pytest.raises(RegistryError, match="keep 1 at least"):
+        registry.prune(0)
+
+
 # What follows is the promise of the registry: 8 processes, 200 changes, kill -9 among them.
 ALIASES = ("production", "staging")
 CHANGES = 200

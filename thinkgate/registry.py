@@ -13,6 +13,7 @@ import fcntl
 import getpass
 import os
 import re
+import shutil
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
@@ -20,7 +21,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from thinkgate.checkpoint import now, require_utf8, write_atomic
+from thinkgate.checkpoint import now, read_manifest, require_utf8, write_atomic
 from thinkgate.config import Config, nearest
 from thinkgate.errors import CheckpointError, RegistryError
 from thinkgate.provenance import verify
@@ -97,6 +98,29 @@ class Registry:
                 )
             self._write(alias, (*kept, entry))
         return entry
+
+    def prune(
+        self, keep: int, *, checkpoints: bool = False, really: bool = False
+    ) -> tuple[list[Entry], list[Path]]:
+        """Forget all but the last `keep` changes of each alias, and with `checkpoints` delete the
+        folders that only those pointed at; what was forgotten and deleted.
+
+        Unless `really`, what would be. A folder that holds another model by now is left alone.
+        """
+        if keep < 1:
+            raise RegistryError(f"--keep {keep}: keep 1 at least, the one in force")
+        with self._locked():  # nothing is promoted while it is being deleted
+            histories = {alias: self.history(alias) for alias in self.aliases()}
+            dropped = [entry for entries in histories.values() for entry in entries[:-keep]]
+            needed = {self.path_of(e) for entries in histories.values() for e in entries[-keep:]}
+            old = {self.path_of(e): e for e in dropped} if checkpoints else {}
+            folders = sorted(p for p, e in old.items() if p not in needed and _holds(p, e))
+            if really:
+                for alias, entries in histories.items():
+                    self._write(alias, entries[-keep:])
+                for folder in folders:
+                    shutil.rmtree(folder)
+        return dropped, folders
 
     def resolve(self, alias: str) -> Path:
         """The checkpoint folder `alias` points at, unverified: whoever loads it verifies it."""
@@ -187,6 +211,13 @@ def _steps(entries: Sequence[Entry]) -> list[Entry]:
             steps.pop()
         steps.append(entry)
     return steps
+
+
+def _holds(folder: Path, entry: Entry) -> bool:
+    try:
+        return read_manifest(folder).model_digest == entry.model_digest
+    except CheckpointError:
+        return False
 
 
 def _parse(line: bytes) -> Entry | str:

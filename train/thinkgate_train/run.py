@@ -31,12 +31,12 @@ from thinkgate.checkpoint import (
 from thinkgate.console import console, progress
 from thinkgate.errors import ConfigError
 from thinkgate.format import prefilled_by, split
+from thinkgate.hub import prepare, push
 from thinkgate_train.curriculum import by_pass_rate
 from thinkgate_train.data import Rows, fingerprint, prepare_rows
 from thinkgate_train.health.plots import write_plots
 from thinkgate_train.health.verdict import RunFacts
 from thinkgate_train.health.watch import Watch
-from thinkgate_train.hub import push
 from thinkgate_train.interrupt import Interruption
 from thinkgate_train.models import Start, load_start, merged_model, prepare_libraries
 from thinkgate_train.preflight import preflight, require_chat_template
@@ -155,7 +155,8 @@ def train(
     if main_process():
         _finish(recipe, out, state, start, rows, _template(recipe, start, prefilled, config), watch)
         if recipe.push_to is not None:
-            console.print(f"  pushed to {push(out, recipe.push_to)}", soft_wrap=True)
+            upload = prepare(out, recipe.push_to, allow_ungated=True)
+            console.print(f"  pushed to {push(upload)}", soft_wrap=True)
     trainer.accelerator.wait_for_everyone()
     return load_checkpoint(out)
 
