@@ -153,6 +153,62 @@ def test_logprobs_are_those_of_the_answer(text: str) -> None:
     assert [entry["token"] for one in found for entry in one["content"]] == ["4", "2"]
 
 
+def in_pieces(text: str, size: int) -> list[Delta]:
+    """`text` with logprobs, so many tokens a delta; the last does not finish it."""
+    return [
+        Delta(part, [*map(ord, part)], None, [TokenLogprob(ord(c), c, -0.5) for c in part])
+        for part in (text[at : at + size] for at in range(0, len(text), size))
+    ]
+
+
+@pytest.mark.parametrize("size", [1, 3, 100])
+def test_logprobs_end_where_a_stop_string_cuts(size: int) -> None:
+    text = "<think>why</think>4 STOx STOP more"
+    deltas = in_pieces(text, size)
+    engine = FakeEngine([*deltas[:-1], deltas[-1]._replace(finish=Finish.LENGTH)])
+    choice = whole(engine, logprobs=True, stop=["STOP"])["choices"][0]
+    shown = choice["message"]["content"]
+    assert shown == "4 STOx "
+    assert "".join(entry["token"] for entry in choice["logprobs"]["content"]) == shown
+    streamed = ask(engine, messages=HELLO, logprobs=True, stop=["STOP"], stream=True).text
+    chunks = [json.loads(line[6:]) for line in streamed.split("\n\n") if line[6:7] == "{"]
+    said = ""
+    for chunk in chunks:
+        (one,) = chunk["choices"]
+        listed = "".join(e["token"] for e in (one["logprobs"] or {"content": []})["content"])
+        assert listed == one["delta"].get("content", "")
+        said += listed
+    assert said == shown
+    raw = ask(engine, "/v1/completions", prompt="q", logprobs=1, stop=["STOP"]).json()
+    assert "".join(raw["choices"][0]["logprobs"]["tokens"]) == raw["choices"][0]["text"]
+
+
+def test_a_token_that_a_stop_string_begins_in_stays() -> None:
+    tokens = [TokenLogprob(1, part, -0.5) for part in ("a", "b S", "TOP", " c")]
+    delta = Delta("ab STOP c", [1] * 5, Finish.STOP, [*tokens, TokenLogprob(0, "", -0.1)])
+    choice = whole(FakeEngine([delta]), logprobs=True, stop=["STOP"])["choices"][0]
+    assert [entry["token"] for entry in choice["logprobs"]["content"]] == ["a", "b S"]
+
+
+@pytest.mark.parametrize("size", [1, 4, 100])
+def test_logprobs_of_the_thought_on_request(size: int) -> None:
+    text = "<think>why</think>42"
+    deltas = in_pieces(text, size)
+    asked: dict[str, Any] = {"logprobs": True, "logprobs_in_reasoning": True}
+
+    def engine() -> FakeEngine:
+        return FakeEngine([*deltas[:-1], deltas[-1]._replace(finish=Finish.LENGTH)])
+
+    found = whole(engine(), **asked)["choices"][0]["logprobs"]
+    assert "".join(entry["token"] for entry in found["reasoning"]) == "<think>why</think>"
+    assert "".join(entry["token"] for entry in found["content"]) == "42"
+    streamed = ask(engine(), messages=HELLO, stream=True, **asked).text
+    chunks = [json.loads(line[6:]) for line in streamed.split("\n\n") if line[6:7] == "{"]
+    for key in ("reasoning", "content"):
+        pieces_of = [c["choices"][0]["logprobs"] for c in chunks if c["choices"][0]["logprobs"]]
+        assert [e for one in pieces_of for e in one[key]] == found[key]
+
+
 def test_completions_list_logprobs_with_offsets() -> None:
     body = ask(FakeEngine(likely("ab")), "/v1/completions", prompt="q", logprobs=1).json()
     Completion.model_validate(body)
