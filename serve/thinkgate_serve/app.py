@@ -38,6 +38,18 @@ from thinkgate_serve.protocol import (
 from thinkgate_serve.responses import respond_to
 from thinkgate_serve.responses_protocol import ResponsesRequest
 from thinkgate_serve.service import Service, Settings
+from thinkgate_serve.shapes import (
+    ERRORS,
+    ChatCompletion,
+    Completion,
+    Detokenized,
+    Models,
+    ResponseObject,
+    ServedModel,
+    Status,
+    Tokenized,
+    gives,
+)
 from thinkgate_serve.traces_api import add_traces
 
 __all__ = ["create_app"]
@@ -50,7 +62,13 @@ def create_app(deployment: Deployment, settings: Settings | None = None) -> Fast
     scheme = [Depends(HTTPBearer(auto_error=False))] if service.keyring else []
     traces = service.settings.traces
     lifespan = None if traces is None else lambda app: traces.opened()
-    app = FastAPI(title="thinkgate", version=__version__, dependencies=scheme, lifespan=lifespan)
+    app = FastAPI(
+        title="thinkgate",
+        version=__version__,
+        responses=ERRORS,
+        dependencies=scheme,
+        lifespan=lifespan,
+    )
     app.state.service = service
     app.add_exception_handler(ApiError, on_api_error)
     app.add_exception_handler(RequestValidationError, on_invalid_request)
@@ -86,29 +104,39 @@ async def _on_bug(request: Request, _: Exception) -> JSONResponse:
 
 
 def _add_generation(app: FastAPI, service: Service) -> None:
-    @app.post("/v1/chat/completions", response_model=None)
+    chunks = "`data:` lines, each a ChatCompletionChunk, the last `[DONE]`"
+
+    @app.post("/v1/chat/completions", response_model=None, responses=gives(ChatCompletion, chunks))
     async def chat_completions(body: ChatRequest, http: Request) -> Response:
         """A chat completion, its reasoning apart from its answer."""
         return await chat_completion(service, body, http)
 
-    @app.post("/v1/completions", response_model=None)
+    @app.post(
+        "/v1/completions",
+        response_model=None,
+        responses=gives(Completion, "`data:` lines, each a Completion, the last `[DONE]`"),
+    )
     async def completions(body: CompletionRequest, http: Request) -> Response:
         """A raw completion: no chat template, nothing split."""
         return await completion(service, body, http)
 
-    @app.post("/v1/responses", response_model=None)
+    @app.post(
+        "/v1/responses",
+        response_model=None,
+        responses=gives(ResponseObject, "OpenAI's Responses events, the last with the response"),
+    )
     async def responses(body: ResponsesRequest, http: Request) -> Response:
         """A response: items of reasoning, message and function calls."""
         return await respond_to(service, body, http)
 
-    @app.get("/v1/models")
+    @app.get("/v1/models", responses=gives(Models))
     async def models() -> dict[str, Any]:
         """The served models, each with its digest and the gate's decision."""
         deployment = service.deployment
         data = [_describe(model, deployment.since) for model in deployment.models.values()]
         return {"object": "list", "data": data}
 
-    @app.get("/v1/models/{name:path}")
+    @app.get("/v1/models/{name:path}", responses=gives(ServedModel))
     async def model(name: str) -> dict[str, Any]:
         """A served model by name."""
         return _describe(service.find(name), service.deployment.since)
@@ -139,7 +167,7 @@ def _describe(model: Model, since: int) -> dict[str, Any]:
 
 
 def _add_tokenizer(app: FastAPI, service: Service) -> None:
-    @app.post("/tokenize")
+    @app.post("/tokenize", responses=gives(Tokenized))
     async def tokenize(body: TokenizeRequest) -> dict[str, Any]:
         """Token ids of a conversation, chat template applied, or of plain text."""
         model = await service.bind(body.model)
@@ -152,7 +180,7 @@ def _add_tokenizer(app: FastAPI, service: Service) -> None:
             result["token_strs"] = model.engine.tokenizer.convert_ids_to_tokens(ids)
         return result
 
-    @app.post("/detokenize")
+    @app.post("/detokenize", responses=gives(Detokenized))
     async def detokenize(body: DetokenizeRequest) -> dict[str, Any]:
         """Text of token ids, special tokens kept."""
         model = await service.bind(body.model)
@@ -165,7 +193,7 @@ def _add_operations(app: FastAPI, service: Service) -> None:
         """200 while this process runs."""
         return {"status": "ok"}
 
-    @app.get("/ready")
+    @app.get("/ready", responses={503: {"model": Status}})
     async def ready() -> JSONResponse:
         """200 when requests are taken and the engine answers, else 503."""
         if service.limiter.leaving:
