@@ -197,7 +197,12 @@ class VLLMEngine:
 
     @classmethod
     def load(
-        cls, model: str, options: Mapping[str, Any], *, visible: Sequence[str] = ()
+        cls,
+        model: str,
+        options: Mapping[str, Any],
+        *,
+        visible: Sequence[str] = (),
+        fork: bool = True,
     ) -> "VLLMEngine":
         """Load a folder or Hub id; `options` are fields of vLLM's `AsyncEngineArgs`.
 
@@ -213,7 +218,7 @@ class VLLMEngine:
         scratch = tempfile.TemporaryDirectory(prefix="thinkgate-engine-")
         tempfile.tempdir = scratch.name
         try:
-            engine = cls(_start(arguments, fork=on_cpu))
+            engine = cls(_start(arguments, fork=on_cpu and fork))
         except BaseException:
             tempfile.tempdir = None
             scratch.cleanup()

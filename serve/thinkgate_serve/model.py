@@ -181,10 +181,21 @@ class Deployment:
             self.models[adapter.name] = Model(adapted, adapter, self._tokenizing)
 
     @classmethod
-    def load(cls, card: Card, adapters: Sequence[Card], options: Mapping[str, Any]) -> "Deployment":
-        """Load what `card` stands for on vLLM; `options` are its engine arguments."""
+    def load(
+        cls,
+        card: Card,
+        adapters: Sequence[Card],
+        options: Mapping[str, Any],
+        *,
+        fork: bool = True,
+    ) -> "Deployment":
+        """Load what `card` stands for on vLLM; `options` are its engine arguments.
+
+        `fork=False` where this process has threads or a running event loop: slower on CPUs.
+        """
         visible = [tag for each in (card, *adapters) for tag in (each.tags.open, each.tags.close)]
-        return cls(VLLMEngine.load(card.source, options, visible=visible), card, adapters)
+        engine = VLLMEngine.load(card.source, options, visible=visible, fork=fork)
+        return cls(engine, card, adapters)
 
     @property
     def default(self) -> Model:
