@@ -56,4 +56,4 @@ HEALTHCHECK --start-period=300s --interval=15s --timeout=5s --retries=3 \
 # SIGTERM drains; give `docker stop --time` longer than --drain.
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["tini", "--", "thinkgate", "serve", "--host", "0.0.0.0", "--port", "8000"]
-CMD ["production", "--log-format", "json"]
+CMD ["production", "--log-format", "json", "--drain-delay", "5"]
