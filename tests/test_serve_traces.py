@@ -2,6 +2,7 @@
 
 import asyncio
 import sqlite3
+import stat
 import time
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,12 @@ def test_a_trace_holds_request_thought_answer_usage_times_model_and_decision(
         assert raw["choices"][0]["answer"] == REPLY
     with sqlite3.connect(store.file) as database:  # kept when the server has ended
         assert database.execute("SELECT count(*) FROM traces").fetchone() == (3,)
+
+
+def test_the_file_is_its_owners_only(tmp_path: Path) -> None:
+    file = tmp_path / "traces.db"
+    TraceStore(file)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
 
 def test_votes_are_kept_with_all_samples(tmp_path: Path) -> None:

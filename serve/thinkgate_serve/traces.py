@@ -7,6 +7,7 @@ logged, and the request is none the worse. It does not know HTTP.
 
 import asyncio
 import json
+import os
 import sqlite3
 import sys
 import time
@@ -156,6 +157,8 @@ class TraceStore:
     def _prepare(self) -> None:
         """Create or check the file; ConfigError before a model is loaded for nothing."""
         try:
+            # Made before SQLite makes it: conversations are nobody else's business.
+            os.close(os.open(self.file, os.O_RDWR | os.O_CREAT, 0o600))
             database = sqlite3.connect(self.file)
             try:
                 database.execute("PRAGMA journal_mode = WAL")  # reading does not hold up writing
@@ -163,9 +166,10 @@ class TraceStore:
                 database.execute(f"SELECT {', '.join(COLUMNS)} FROM traces LIMIT 1")
             finally:
                 database.close()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
             raise ConfigError(
-                f"--traces {self.file}: {error}; name a file of its own in a folder that exists"
+                f"--traces {self.file}: {reason}; name a file of its own in a folder that exists"
             ) from error
 
     async def _write_all(self) -> None:
