@@ -139,7 +139,8 @@ MARKDOWN = "# Result\n\nIt is **15**.\n\n```\na\n\nb\n```\n\n- one\n- two"
 
 def test_on_a_terminal_the_thought_folds_and_the_answer_is_markdown(tmp_path: Path) -> None:
     def script(body: dict[str, Any]) -> Says:
-        return Says(MARKDOWN, "carrying the one", pause=0.02)
+        first = not body.keys() & {"reasoning_effort", "thinking_budget"}
+        return Says(MARKDOWN, "carrying the one " * (20 if first else 1), pause=0.02)
 
     with ScriptedEndpoint(script) as endpoint, chatting(endpoint.base_url, "xterm") as chat:
         chat.wait_for("> ")

@@ -14,8 +14,9 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, TextIO
 
+from thinkgate.format import Channel
 from thinkgate_serve.engine import Sampling
-from thinkgate_serve.generation import Choice, Piece
+from thinkgate_serve.generation import Choice
 from thinkgate_serve.limits import Admission
 from thinkgate_serve.model import Model
 
@@ -50,8 +51,8 @@ class Exchange:
     error: str | None = None
     body: bytearray | None = None
     """What was sent, kept only to be logged or traced."""
-    completions: dict[Choice, list[Piece]] | None = None
-    """What was generated, kept only to be traced."""
+    completions: dict[Choice, dict[Channel, list[str]]] | None = None
+    """What was generated, in pieces, kept only to be traced."""
     report: Callable[[], dict[str, Any]] | None = None
     """What else there is to say about the completions, such as their votes."""
     admission: Admission | None = None

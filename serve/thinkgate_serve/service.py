@@ -116,7 +116,7 @@ class Service:
         exchange = EXCHANGE.get()
         kept = exchange.completions if exchange is not None else None
         if kept is not None:
-            kept |= {choice: [] for choice in choices}
+            kept |= {choice: {channel: [] for channel in Channel} for choice in choices}
         self.metrics.running.inc()
         try:
             async with aclosing(run_choices(model.engine, plan, choices, request_id)) as events:
@@ -126,7 +126,8 @@ class Service:
                         first_at = after if first_at is None else first_at
                         self._first(seen, pieces, after)
                     if kept is not None:
-                        kept[choice].extend(pieces)
+                        for channel, text in pieces:
+                            kept[choice][channel].append(text)
                     yield choice, pieces
         except EngineDead as error:
             raise ApiError(503, "the engine has stopped", code="engine_dead") from error

@@ -23,7 +23,7 @@ import aiosqlite
 
 from thinkgate.errors import ConfigError
 from thinkgate.format import Channel, SplitStatus
-from thinkgate_serve.generation import Choice, Piece
+from thinkgate_serve.generation import Choice
 from thinkgate_serve.logs import Exchange
 
 __all__ = ["Filter", "Page", "TraceStatus", "TraceStore", "trace_of"]
@@ -264,10 +264,8 @@ def _status(exchange: Exchange, elected: bool, error: str | None) -> TraceStatus
 def _row(trace: dict[str, Any]) -> list[Any]:
     """The columns; whatever takes long is done here, off the event loop."""
     request: dict[str, Any] = json.loads(trace.pop("body"))
-    completions: Mapping[Choice, Sequence[Piece]] = trace.pop("completions")
-    choices = [
-        _told(index, choice, pieces) for index, (choice, pieces) in enumerate(completions.items())
-    ]
+    completions: Mapping[Choice, Mapping[Channel, Sequence[str]]] = trace.pop("completions")
+    choices = [_told(index, *one) for index, one in enumerate(completions.items())]
     answer = next((one["answer"] for one in choices if one["answer"]), None)
     texts = json.dumps({"request": request, "choices": choices}, ensure_ascii=False)
     record = json.dumps(trace, ensure_ascii=False)
@@ -278,12 +276,12 @@ def _row(trace: dict[str, Any]) -> list[Any]:
     return [_text(told[column]) for column in COLUMNS]
 
 
-def _told(index: int, choice: Choice, pieces: Sequence[Piece]) -> dict[str, Any]:
+def _told(index: int, choice: Choice, said: Mapping[Channel, Sequence[str]]) -> dict[str, Any]:
     finish = choice.finish.value if choice.finish else None
     return {
         "index": index,
-        "reasoning": "".join(text for channel, text in pieces if channel is Channel.REASONING),
-        "answer": "".join(text for channel, text in pieces if channel is Channel.ANSWER),
+        "reasoning": "".join(said[Channel.REASONING]),
+        "answer": "".join(said[Channel.ANSWER]),
         "finish_reason": finish,
         "reasoning_tokens": choice.reasoning_tokens,
         "answer_tokens": choice.answer_tokens,
