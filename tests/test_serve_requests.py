@@ -362,6 +362,9 @@ def test_tokenize_and_back() -> None:
     assert back == {"prompt": "[user]hi[assistant]"}
     assert ask(engine, "/tokenize", prompt="ab").json()["tokens"] == [97, 98]
     assert ask(engine, "/tokenize").status_code == 400
+    with_tools = ask(engine, "/tokenize", messages=HELLO, tools=[TOOL]).json()
+    assert with_tools["count"] > body["count"]
+    assert ask(engine, "/tokenize", prompt="ab", tools=[TOOL]).status_code == 400
     assert ask(engine, "/detokenize", tokens=[2**40]).status_code == 400
 
 

@@ -172,7 +172,8 @@ def _add_tokenizer(app: FastAPI, service: Service) -> None:
         """Token ids of a conversation, chat template applied, or of plain text."""
         model = await service.bind(body.model)
         if body.messages is not None:
-            ids = (await model.render(body.messages, body.chat_template_kwargs or {})).ids
+            kwargs = body.chat_template_kwargs or {}
+            ids = (await model.render(body.messages, kwargs, body.tools or ())).ids
         else:
             ids = await model.encode(body.prompt or "", body.add_special_tokens)
         result = {"count": len(ids), "max_model_len": model.engine.context_length, "tokens": ids}

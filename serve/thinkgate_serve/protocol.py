@@ -298,6 +298,8 @@ class TokenizeRequest(Wire):
 
     model: str | None = None
     messages: Annotated[Many[Message], Field(min_length=1, max_length=MAX_MESSAGES)] | None = None
+    tools: Many[Tool] | None = None
+    """Functions the model is shown; for `messages` only."""
     prompt: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     add_special_tokens: bool = True
@@ -308,6 +310,8 @@ class TokenizeRequest(Wire):
     def _one_input(self) -> "TokenizeRequest":
         if (self.messages is None) == (self.prompt is None):
             raise ValueError("give either messages or prompt")
+        if self.tools and self.messages is None:
+            raise ValueError("tools are shown with messages only")
         return self
 
 
