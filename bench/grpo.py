@@ -53,7 +53,7 @@ ARMS = {
     "sample": "bare TRL, we sample",
     "continuous": "bare TRL, continuous",
 }
-DEFAULT_ARMS = ("trl", "watched", "shipped", "sample")
+DEFAULT_ARMS, QUICK_ARMS = ("trl", "watched", "shipped", "sample"), ("trl", "watched", "shipped")
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 RESAMPLES = 2000
 
@@ -63,9 +63,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--base", type=Path, help="cold-start checkpoint")
     parser.add_argument("--check", action="store_true", help="exit 1 where a goal is missed")
-    parser.add_argument("--quick", action="store_true", help="4 steps, from a short cold start")
+    parser.add_argument("--quick", action="store_true", help="3 steps, from a short cold start")
     parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(DEFAULT_ARMS))
+    parser.add_argument("--arms", nargs="+", choices=ARMS)
     parser.add_argument("--run", choices=ARMS, help=argparse.SUPPRESS)  # one arm, in its process
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--turns", type=int, help=argparse.SUPPRESS)  # a file descriptor
@@ -74,10 +74,11 @@ def main() -> int:
         run_arm(args.run, args.base, args.steps, args.out, Connection(args.turns))
         return 0
     print("\n".join((__doc__ or "").splitlines()[2:8]), end="\n\n")
-    steps = 4 if args.quick else args.steps
+    steps = 3 if args.quick else args.steps
+    names = args.arms or (QUICK_ARMS if args.quick else DEFAULT_ARMS)
     with tempfile.TemporaryDirectory() as name:
         base = args.base or cold_start(Path(name) / "base", 20 if args.quick else 600)
-        arms = [Arm(arm, base.resolve(), steps, Path(name) / arm) for arm in args.arms]
+        arms = [Arm(arm, base.resolve(), steps, Path(name) / arm) for arm in names]
         take_turns(arms, steps)
         for arm in arms:
             arm.finish()

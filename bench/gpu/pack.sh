@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")"
 version=${1:-3.12}
 here=../../requirements/cpu.txt
-wanted=(trl datasets pyarrow pandas xxhash multiprocess dill fsspec pydantic pydantic_core
+wanted=(trl datasets pyarrow pandas python-dateutil six xxhash multiprocess dill fsspec pydantic pydantic_core
         annotated-types typing-inspection rich markdown-it-py mdurl pygments math-verify
         latex2sympy2_extended antlr4-python3-runtime sympy mpmath jinja2 markupsafe)
 mkdir -p wheels

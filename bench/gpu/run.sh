@@ -3,7 +3,8 @@
 #   bench/gpu/run.sh [options of sft_grpo.py]
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
-site=$root/bench/gpu/wheels/site
+# dill takes what lies elsewhere for the user's own code, and pickles it whole.
+site=$root/bench/gpu/wheels/site-packages
 if [ ! -e "$site/.done" ]; then
   python3 -m pip install -q --no-deps --no-index --target "$site" "$root"/bench/gpu/wheels/*.whl
   touch "$site/.done"

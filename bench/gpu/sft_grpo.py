@@ -41,6 +41,7 @@ TINY = (
     "grpo.trl.per_device_train_batch_size=16",
     "sft.trl.bf16=false",
     "grpo.trl.bf16=false",
+    "grpo.preflight.enabled=false",  # it would refuse a policy that knows nothing
 )
 
 
