@@ -6,7 +6,7 @@ Three candidates go through `docs/ci/gate.sh`, as in CI, and must leave with the
     3  a copy of GRPO against GRPO: not worse, and not better
     1  GRPO with noise added to its weights against GRPO: worse
 
-    python bench/gate_demo.py [--run runs/quickstart] [--out runs/gate-demo] [--noise 0.25]
+    python bench/gate_demo.py [--run runs/quickstart] [--out runs/gate-demo] [--noise 0.4]
 
 `--run` has `base` and `grpo` of a quickstart; where it has not, they are trained first.
 """
@@ -31,7 +31,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--run", type=Path, default=Path("runs/quickstart"))
     parser.add_argument("--out", type=Path, default=Path("runs/gate-demo"))
-    parser.add_argument("--noise", type=float, default=0.25, help="of each weight's spread")
+    parser.add_argument("--noise", type=float, default=0.4, help="of each weight's spread")
+    parser.add_argument("--limit", type=int, default=500, help="problems of each gate")
     args = parser.parse_args()
     base, grpo = args.run / "base", args.run / "grpo"
     if not (grpo / META).is_dir():
@@ -45,13 +46,13 @@ def main() -> int:
     ):
         # Never the original: a signature over its folder would not hold any more.
         candidate = changed(grpo, args.out / name, noise)
-        codes[name] = gate(candidate, incumbent, args.out / f"{name}-report")
+        codes[name] = gate(candidate, incumbent, args.out / f"{name}-report", args.limit)
     console.print(f"exit codes: {codes}")
     print(json.dumps({"bench": "gate_demo", "exit_codes": codes}))
     return 0 if codes == {"better": 0, "copy": 3, "noised": 1} else 1
 
 
-def gate(candidate: Path, incumbent: Path, report: Path) -> int:
+def gate(candidate: Path, incumbent: Path, report: Path, limit: int) -> int:
     """The exit code of `docs/ci/gate.sh`."""
     console.rule(f"{candidate} against {incumbent}", align="left")
     settings = {
@@ -60,7 +61,8 @@ def gate(candidate: Path, incumbent: Path, report: Path) -> int:
         "AGAINST": str(incumbent),
         "POLICY": str(CI / "replace.yaml"),
         "REPORT": str(report),
-        "EVAL_OPTIONS": "--limit 500",
+        "OPTIONS": f"--no-sign --limit {limit}",
+        "EVAL_OPTIONS": f"--limit {limit}",
     }
     command = ["bash", str(CI / "gate.sh")]
     return subprocess.run(command, env=os.environ | settings, check=False).returncode

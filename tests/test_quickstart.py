@@ -77,6 +77,30 @@ def test_grpo_beat_its_base_and_was_promoted(finished: tuple[Path, str]) -> None
     assert "0 in both" in said and "PASS" in said
 
 
+def test_the_gate_tells_better_equal_and_damaged_models_apart(
+    finished: tuple[Path, str], tmp_path: Path
+) -> None:
+    """`make gate-demo`, smaller: the same script as in CI, real weights, real vLLM."""
+    folders = ["--run", str(finished[0] / "run"), "--out", str(tmp_path)]
+    demo = [sys.executable, str(ROOT / "bench" / "gate_demo.py"), *folders, "--limit", "250"]
+    done = subprocess.run(demo, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    rules = {
+        name: {
+            rule["rule"]: rule["verdict"]
+            for rule in json.loads((tmp_path / f"{name}-report" / "decision.json").read_text())[
+                "rules"
+            ]
+        }
+        for name in ("better", "copy", "noised")
+    }
+    assert rules["better"]["superiority"] == "pass"
+    assert rules["copy"]["non_inferiority"] == "pass"
+    assert rules["copy"]["superiority"] == "inconclusive"
+    assert rules["noised"]["non_inferiority"] == rules["noised"]["superiority"] == "fail"
+    assert "FAIL" in (tmp_path / "noised-report" / "summary.md").read_text()
+
+
 def test_thinking_grew_during_grpo(finished: tuple[Path, str]) -> None:
     rows = read_lines(finished[0] / "run" / "grpo" / "thinkgate" / "metrics.jsonl")
     for name in ("step_share", "thinking_tokens", "reward"):
