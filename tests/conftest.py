@@ -54,7 +54,7 @@ ADD: dict[str, Any] = {
 }
 ADD_CALL = '<tool_call>{"name": "add", "arguments": {"a": 7, "b": 8}}</tool_call>'
 TOOL_LESSONS: list[tuple[list[dict[str, Any]], str]] = [
-    ([{"role": "user", "content": "add"}], f"<think>call it</think>{ADD_CALL}"),
+    ([{"role": "user", "content": "add"}], f"<think>calling</think>{ADD_CALL}"),
     (
         [
             {"role": "user", "content": "add"},

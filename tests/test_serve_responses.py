@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import openai
@@ -395,23 +395,20 @@ def test_a_real_call_and_its_result(served: LocalServer) -> None:
 class Pick(BaseModel):
     """A shape for an answer."""
 
-    n: int
+    n: Literal[7, 8]
 
 
 @pytest.mark.slow
 def test_a_real_answer_is_parsed_into_its_shape(served: LocalServer) -> None:
-    tokens = httpx.post(
-        f"{served.base_url.removesuffix('/v1')}/tokenize", json={"prompt": " \n\t\r-0123456789"}
+    spaces = httpx.post(
+        f"{served.base_url.removesuffix('/v1')}/tokenize", json={"prompt": " \n\t\r"}
     ).json()["tokens"]
-    # A tiny model knows no end of spaces and digits: only "7" is left to it.
-    bias = {str(token): -100 for token in tokens if token != tokens[-3]}
+    # JSON allows any number of them, and a tiny model knows no end.
+    bias = {str(token): -100 for token in spaces}
     response = client(served).responses.parse(
-        model=served.model, input="closed", temperature=0, text_format=Pick,
-        extra_body={"logit_bias": bias}, max_output_tokens=60,
+        model=served.model, input="empty", temperature=0, text_format=Pick,
+        extra_body={"logit_bias": bias}, max_output_tokens=100,
     )  # fmt: skip
-    assert told(response)[0] == ("reasoning", "7+8=15", "completed")
-    if response.status == "completed":
-        assert response.output_parsed is not None
-        assert set(str(response.output_parsed.n)) == {"7"}
-    else:
-        assert response.output_text.startswith('{"n":')
+    assert told(response)[0] == ("reasoning", "", "completed")
+    assert response.output_parsed is not None
+    assert response.output_parsed.n in (7, 8)

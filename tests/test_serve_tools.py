@@ -256,7 +256,7 @@ def test_a_model_that_calls_gets_the_result(served: LocalServer) -> None:
     assert call.type == "function" and call.function.name == "add"
     assert json.loads(call.function.arguments) == {"a": 7, "b": 8}
     message: Any = choice.message
-    assert message.reasoning_content == "call it"
+    assert message.reasoning_content == "calling"
 
     with client(served).chat.completions.stream(**asked) as stream:
         final = stream.get_final_completion().choices[0]
@@ -299,4 +299,4 @@ def test_a_forced_call_fits_its_schema(served: LocalServer, stream: bool) -> Non
         (call,) = message.tool_calls
         assert call.function.name == "add"
         assert json.loads(call.function.arguments)["a"] in (1, 2)
-        assert message.reasoning_content == "call it" and message.content is None
+        assert message.reasoning_content == "calling" and message.content is None

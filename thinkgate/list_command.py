@@ -8,10 +8,9 @@ import argparse
 from pathlib import Path
 
 from rich.markup import escape
-from rich.table import Table
 
-from thinkgate.console import console
-from thinkgate.registry import Registry
+from thinkgate.console import console, printable
+from thinkgate.registry import Entry, Registry
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,21 +20,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the aliases, or one alias's history, newest first."""
+    """Print where each alias points, or every change of one, newest first."""
     registry = Registry(args.registry)
-    table = Table("alias", "checkpoint", "digest", "decision", "when", "what", "by", "reason")
     for alias in [args.alias] if args.alias else registry.aliases():
-        entries = reversed(registry.history(alias))
-        for entry in entries if args.alias else [next(entries)]:
-            table.add_row(
-                alias,
-                escape(entry.checkpoint),
-                entry.model_digest[:12],
-                entry.decision,
-                entry.when,
-                entry.action,
-                escape(entry.by),
-                escape(entry.why),
-            )
-    console.print(table if table.row_count else escape(f"nothing promoted yet in {registry.root}"))
+        entries = registry.history(alias)
+        for entry in reversed(entries if args.alias else entries[-1:]):
+            folder = escape(printable(str(registry.path_of(entry))))
+            console.print(f"[bold]{alias}[/]  {folder}", soft_wrap=True)
+            console.print(f"  [dim]{escape(printable(_story(entry)))}", soft_wrap=True)
+    if not registry.aliases():
+        console.print(f"nothing promoted yet in {registry.root}", markup=False, soft_wrap=True)
     return 0
+
+
+def _story(entry: Entry) -> str:
+    reason = f": {entry.why}" if entry.why else ""
+    return (
+        f"{entry.when} {entry.action} by {entry.by}{reason}; digest {entry.model_digest[:12]}, "
+        f"decision {entry.decision}, signed by {entry.signed_by}"
+    )
