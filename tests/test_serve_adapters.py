@@ -3,9 +3,11 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fake_checkpoint import make_checkpoint, record_decision
 from fake_engine import CARD, HELLO, FakeEngine, ask, characters
+from safetensors.numpy import save_file
 
 from thinkgate.checkpoint import ADAPTER, META
 from thinkgate.errors import CheckpointError, ConfigError, ThinkgateError
@@ -14,6 +16,7 @@ from thinkgate_serve.adapters import find_adapters, lora_options
 from thinkgate_serve.card import Card, find_target
 from thinkgate_serve.model import Deployment
 
+WEIGHTS = "adapter_model.safetensors"
 LORA = {"peft_type": "LORA", "r": 4, "rank_pattern": {"q_proj": 12}}
 
 
@@ -31,7 +34,7 @@ def base(tmp_path: Path, registry: Registry) -> Card:
 def plain_adapter(folder: Path, config: object = LORA) -> Path:
     folder.mkdir()
     (folder / "adapter_config.json").write_text(json.dumps(config))
-    (folder / "adapter_model.safetensors").write_bytes(b"weights")
+    save_file({"lora_A": np.zeros(2)}, folder / WEIGHTS)
     return folder
 
 
@@ -71,11 +74,11 @@ def test_an_adapter_nobody_judged_is_refused(base: Card, registry: Registry, tra
 
 def test_a_changed_adapter_is_refused(base: Card, registry: Registry, trained: Path) -> None:
     record_decision(trained)
-    weights = trained / META / ADAPTER / "adapter_model.safetensors"
-    weights.write_bytes(b"Weights")
-    for allow in (False, True):
-        with pytest.raises(CheckpointError, match="changed after training"):
-            find(base, registry, trained, allow)
+    save_file({"lora_A": np.ones(2)}, trained / META / ADAPTER / WEIGHTS)
+    with pytest.raises(CheckpointError, match="is refused"):
+        find(base, registry, trained)
+    with pytest.raises(CheckpointError, match="changed after training"):
+        find(base, registry, trained, allow=True)
 
 
 def test_an_adapter_of_another_base_is_refused(
