@@ -154,7 +154,7 @@ def learn(
     mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=rate)
-    for _ in range(400):
+    for _ in range(800):
         loss = model(input_ids=ids, attention_mask=mask, labels=target).loss
         loss.backward()
         optimizer.step()

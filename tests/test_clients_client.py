@@ -288,16 +288,25 @@ def test_a_key_is_sent_only_when_its_variable_is_named(monkeypatch: pytest.Monke
         key_from("NO_SUCH_KEY")
 
 
-def test_the_readme_runs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_readme_runs(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = (Path(__file__).parent.parent / "clients" / "README.md").read_text()
     commands = "".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL)).splitlines()
     [code] = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     with ScriptedEndpoint(lambda _: Says("42", "six")) as endpoint:
         exec(code.replace("http://127.0.0.1:8000/v1", endpoint.base_url), {})
         assert capsys.readouterr().out == "six 42 closed 7\nsix42stop 3\n"
-        asking = commands[1].replace("http://127.0.0.1:8000/v1", endpoint.base_url)
-        assert len(commands) == 2 and main(shlex.split(asking)[1:]) == 0
+        monkeypatch.chdir(tmp_path)
+        Path("questions.jsonl").write_text('{"prompt": "6*7"}\n', encoding="utf-8")
+        there = [line.replace("http://127.0.0.1:8000/v1", endpoint.base_url) for line in commands]
+        # The first waits for a person, the last for a served alias: tests of their own.
+        _, asking, batching, _ = there
+        assert main(shlex.split(asking)[1:]) == 0
         assert [r["temperature"] for r in endpoint.requests[2:]] == [0.0, 0.0]
+        assert main(shlex.split(batching)[1:]) == 0
+        [result] = map(json.loads, Path("answers.jsonl").read_text("utf-8").splitlines())
+        assert "42" in json.dumps(result)
 
 
 def test_async_client_asks_and_streams_the_same() -> None:

@@ -137,7 +137,11 @@ def gate(tmp_path: Path, seconds: list[Verdict | None]) -> Decision:
         ([WRONG] * 100, GateVerdict.INCONCLUSIVE, "math-verify says FAIL, 0.0%"),
         ([RIGHT, WRONG] * 50, GateVerdict.INCONCLUSIVE, "math-verify says INCONCLUSIVE"),
         ([None] * 100, GateVerdict.INCONCLUSIVE, "not measured"),
-        ([RIGHT] * 90 + [Verdict.BAD_GOLD] * 10, GateVerdict.INCONCLUSIVE, "failed to say"),
+        (
+            [RIGHT] * 90 + [Verdict.BAD_GOLD] * 10,
+            GateVerdict.INCONCLUSIVE,
+            "failed, first with: grading",
+        ),
     ],
     ids=["agrees", "says the opposite", "cannot tell", "was not asked", "could not grade"],
 )

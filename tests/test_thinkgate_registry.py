@@ -281,7 +281,7 @@ def test_two_hundred_changes_by_eight_processes_that_are_killed(tmp_path: Path) 
     watcher.start()
     deadline = time.monotonic() + 120
     try:
-        while log.stat().st_size < CHANGES:
+        while log.stat().st_size < CHANGES or deaths < WORKERS:
             assert time.monotonic() < deadline
             time.sleep(0.05)
             n = chosen.randrange(WORKERS)
@@ -295,7 +295,7 @@ def test_two_hundred_changes_by_eight_processes_that_are_killed(tmp_path: Path) 
         for process in (*workers, watcher):
             process.kill()
             process.join()
-    assert problems.read_text() == "" and deaths >= WORKERS
+    assert problems.read_text() == ""
     registry = Registry(root)
     entries = [entry for alias in registry.aliases() for entry in registry.history(alias)]
     # A change that was killed between writing the alias and the log counts in one of them alone.
