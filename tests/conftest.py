@@ -126,7 +126,7 @@ def learn(
     model: Any,
     tokenizer: Any,
     lessons: Mapping[str, str] = LESSONS,
-    rate: float = 3e-3,
+    until: float = 0.003,
     called: Sequence[tuple[list[dict[str, Any]], str]] = (),
 ) -> Any:
     """Overfit `lessons`: seconds on a CPU, and the model then says them word for word.
@@ -153,12 +153,12 @@ def learn(
     target = torch.tensor([row + [-100] * (width - len(row)) for row in labels])
     mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=rate)
-    for _ in range(800):
+    optimizer = torch.optim.AdamW(trained, lr=3e-3)
+    for _ in range(400):
         loss = model(input_ids=ids, attention_mask=mask, labels=target).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        if loss.item() < 0.003:
+        if loss.item() < until:
             return model
     raise AssertionError(f"the tiny model did not learn its lessons: loss {loss.item():.3f}")

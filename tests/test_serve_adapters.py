@@ -62,7 +62,7 @@ def test_the_adapter_of_a_gated_checkpoint_is_its_own_model(
         card = find(base, registry, target)
         assert (card.name, card.decision, card.digest) == ("math", decision, decision.candidate)
         assert Path(card.source) == trained / META / ADAPTER
-    assert lora_options([card]) == {"enable_lora": True, "max_lora_rank": 16, "max_loras": 1}
+    assert lora_options([card]) == {"enable_lora": True, "max_lora_rank": 16, "max_loras": 2}
     assert lora_options([]) == {}
 
 

@@ -53,7 +53,9 @@ def lora_options(adapters: Sequence[Card]) -> dict[str, Any]:
     room = next((size for size in RANKS if size >= rank), None)
     if room is None:
         raise ConfigError(f"--lora: rank {rank} is more than vLLM's largest, {RANKS[-1]}")
-    return {"enable_lora": True, "max_lora_rank": room, "max_loras": min(len(adapters), 8)}
+    # One slot stays empty: vLLM's CPU kernels take a request without an adapter for one that uses
+    # the last slot's, when others in its batch have one.
+    return {"enable_lora": True, "max_lora_rank": room, "max_loras": len(adapters) + 1}
 
 
 def _adapter_of(card: Card, base: Card) -> Card:
