@@ -28,7 +28,7 @@ def trained(gated_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) ->
     tokenizer: Any = AutoTokenizer.from_pretrained(gated_checkpoint)
     model: Any = AutoModelForCausalLM.from_pretrained(gated_checkpoint)
     torch.manual_seed(0)
-    config = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+    config = LoraConfig(r=16, lora_alpha=64, target_modules="all-linear", task_type="CAUSAL_LM")
     adapted: PeftModel = get_peft_model(model, config)  # type: ignore[assignment]
     # The frozen embedding bounds how sure it can be; greedy decoding needs no more than this.
     learn(adapted, tokenizer, {"closed": SAYS}, until=0.05)

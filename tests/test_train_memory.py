@@ -219,7 +219,7 @@ def test_a_container_has_no_more_room_than_its_limit(tmp_path: Path, monkeypatch
     assert free is not None and free > 0
     (tmp_path / "memory.max").write_text("1000000\n")
     (tmp_path / "memory.current").write_text("400000\n")
-    monkeypatch.setattr("thinkgate_train.preflight.memory.CGROUP", tmp_path)
+    monkeypatch.setattr("thinkgate.host_memory.CGROUP", tmp_path)
     assert room(cpu) == 600_000
     (tmp_path / "memory.max").write_text("max\n")
     assert room(cpu) == pytest.approx(free, rel=0.5)

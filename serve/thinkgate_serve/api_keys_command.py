@@ -1,6 +1,7 @@
 """examples:
   thinkgate api-keys add alice --file keys.yaml                     prints the key, once
   thinkgate api-keys add batch --file keys.yaml --requests-per-minute 60 --concurrency 4
+  thinkgate api-keys add ops --file keys.yaml --admin               may deploy
   thinkgate api-keys list --file keys.yaml
   thinkgate api-keys remove alice --file keys.yaml
   thinkgate serve production --host 0.0.0.0 --keys keys.yaml
@@ -24,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", choices=["add", "list", "remove"])
     parser.add_argument("name", nargs="?", metavar="NAME", help="whose key; shown in logs")
     parser.add_argument("--file", type=Path, required=True, help="the keys file")
-    parser.add_argument("--admin", action="store_true", help="may see all keys' traces")
+    parser.add_argument("--admin", action="store_true", help="may see all keys' traces, and deploy")
     for limit in LIMITS:
         parser.add_argument("--" + limit.replace("_", "-"), type=int, metavar="N")
 
@@ -34,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     limits = {limit: getattr(args, limit) for limit in LIMITS}
     given = args.admin or any(value is not None for value in limits.values())
     if args.action != "add" and given:
-        raise ConfigError(f"api-keys {args.action} takes no limits; they belong to 'add'")
+        raise ConfigError(f"api-keys {args.action} takes no limits or rights; they belong to 'add'")
     if (args.name is None) != (args.action == "list"):
         wanted = "takes no NAME" if args.name else "needs a NAME"
         raise ConfigError(f"api-keys {args.action} {wanted}")

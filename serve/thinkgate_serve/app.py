@@ -4,6 +4,9 @@ Owns routing and the endpoints about the server itself. Generation lives in `cha
 `completions`; who may be served was settled before an application is made.
 """
 
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 from fastapi import Depends, FastAPI, Request
@@ -15,9 +18,11 @@ from starlette.responses import JSONResponse, Response
 
 from thinkgate import __version__
 from thinkgate.checkpoint import package_versions
+from thinkgate_serve.admin import add_admin
 from thinkgate_serve.card import UNGATED
 from thinkgate_serve.chat import chat_completion
 from thinkgate_serve.completions import completion
+from thinkgate_serve.deploy import Deployer, Source
 from thinkgate_serve.failures import (
     ApiError,
     error_body,
@@ -55,21 +60,23 @@ from thinkgate_serve.traces_api import add_traces
 __all__ = ["create_app"]
 
 
-def create_app(deployment: Deployment, settings: Settings | None = None) -> FastAPI:
-    """An application that serves `deployment`; whoever made that stops it."""
+def create_app(
+    deployment: Deployment, settings: Settings | None = None, source: Source | None = None
+) -> FastAPI:
+    """An application that serves `deployment`, and what `source` has in its place later; whoever
+    made it stops the one that `app.state.service` has at the end."""
     service = Service(deployment, settings or Settings())
     # The scheme makes `/docs` ask for a key; who has one is checked in `middleware.py`.
     scheme = [Depends(HTTPBearer(auto_error=False))] if service.keyring else []
-    traces = service.settings.traces
-    lifespan = None if traces is None else lambda app: traces.opened()
     app = FastAPI(
         title="thinkgate",
         version=__version__,
         responses=ERRORS,
         dependencies=scheme,
-        lifespan=lifespan,
+        lifespan=_lifespan,
     )
     app.state.service = service
+    app.state.deployer = Deployer(service, source) if source is not None else None
     app.add_exception_handler(ApiError, on_api_error)
     app.add_exception_handler(RequestValidationError, on_invalid_request)
     app.add_exception_handler(HTTPException, on_http_error)
@@ -78,6 +85,8 @@ def create_app(deployment: Deployment, settings: Settings | None = None) -> Fast
     _add_tokenizer(app, service)
     _add_operations(app, service)
     add_traces(app, service)
+    if app.state.deployer is not None:
+        add_admin(app, app.state.deployer)
     add_page(app)
     paths = frozenset(path for route in app.routes if (path := getattr(route, "path", None)))
     app.add_middleware(Envelope, service=service, paths=paths)
@@ -90,6 +99,19 @@ def create_app(deployment: Deployment, settings: Settings | None = None) -> Fast
             expose_headers=["x-request-id", "x-thinkgate-gate", "retry-after"],
         )
     return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
+    service: Service = app.state.service
+    deployer: Deployer | None = app.state.deployer
+    async with AsyncExitStack() as at_end:
+        if service.settings.traces is not None:
+            await at_end.enter_async_context(service.settings.traces.opened())
+        if deployer is not None:
+            at_end.push_async_callback(deployer.close)
+            at_end.callback(asyncio.create_task(deployer.watch()).cancel)
+        yield
 
 
 async def _on_bug(request: Request, _: Exception) -> JSONResponse:
@@ -199,6 +221,8 @@ def _add_operations(app: FastAPI, service: Service) -> None:
         """200 when requests are taken and the engine answers, else 503."""
         if service.limiter.leaving:
             return JSONResponse({"status": "shutting down"}, 503)
+        if service.held:
+            return JSONResponse({"status": "deploying"}, 503)
         if await service.deployment.engine.ready():
             return JSONResponse({"status": "ready"})
         return JSONResponse({"status": "the engine does not answer"}, 503)

@@ -41,7 +41,7 @@ class ApiKey(Config):
     concurrency: Limit | None = None
     """Requests running at the same time."""
     admin: bool = False
-    """May see the traces of all keys."""
+    """May see the traces of all keys, and deploy."""
 
     @field_validator("sha256")
     @classmethod

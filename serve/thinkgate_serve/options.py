@@ -15,6 +15,7 @@ from pydantic import Field
 from thinkgate.config import Config, apply_overrides, parse, read_yaml
 from thinkgate.errors import ConfigError
 from thinkgate_serve.auth import ENV_KEY, Keyring
+from thinkgate_serve.deploy import Placement
 from thinkgate_serve.logs import LogFormat
 from thinkgate_serve.service import ReasoningField, Settings
 from thinkgate_serve.traces import TraceStore
@@ -55,6 +56,9 @@ class ServeConfig(Config):
     traces_max_rows: Annotated[int, Field(ge=1)] = 100_000
     cors_origin: tuple[str, ...] = ()
     otlp_endpoint: str | None = None
+    deploy: Placement = Placement.AUTO
+    deploy_drain: Annotated[float, Field(ge=0)] = 600
+    no_watch: bool = False
     lora: dict[str, str] = Field(default_factory=dict)
     """LoRA adapters by the name clients use: checkpoints trained from the target, or aliases."""
     engine: dict[str, Any] = Field(default_factory=dict)

@@ -162,7 +162,7 @@ class Server(uvicorn.Server):
         """Until the engine is dead, or draining is done or has taken too long."""
         loop = asyncio.get_running_loop()
         left_at = until = math.inf
-        while not self._service.deployment.engine.dead:
+        while not self._service.dead:
             if self._limiter.leaving:
                 left_at = min(left_at, loop.time())
                 until = left_at + self._drain_delay + self._drain_seconds
@@ -170,7 +170,7 @@ class Server(uvicorn.Server):
             if self._limiter.draining and (self._limiter.in_flight == 0 or loop.time() >= until):
                 break
             await asyncio.sleep(WATCH_SECONDS)
-        self.engine_died = self._service.deployment.engine.dead
+        self.engine_died = self._service.dead
         self._limiter.leaving = self._limiter.draining = True
         left = 0 if until == math.inf else math.ceil(until - loop.time())
         self.config.timeout_graceful_shutdown = max(1, left)

@@ -4,10 +4,11 @@ Owns binding a request to a model, running its plan measured, and translating wh
 into API errors. It does not know response formats, nor how a model plans a request (`model.py`).
 """
 
+import asyncio
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -17,7 +18,7 @@ from thinkgate_serve.engine import EngineDead, RequestRefused
 from thinkgate_serve.failures import ApiError
 from thinkgate_serve.generation import Choice, Piece, Plan, run_choices
 from thinkgate_serve.limits import Limiter
-from thinkgate_serve.logs import EXCHANGE, LogFormat, RequestLog
+from thinkgate_serve.logs import EXCHANGE, Exchange, LogFormat, RequestLog
 from thinkgate_serve.metrics import Metrics
 from thinkgate_serve.model import Deployment, Model
 from thinkgate_serve.tools import ToolParser
@@ -77,6 +78,9 @@ class Service:
         self.metrics.waiting.set_function(lambda: self.limiter.waiting)
         if settings.traces is not None:
             settings.traces.on_failure = self.metrics.traces_lost.inc
+        self._open = asyncio.Event()
+        self._open.set()
+        self._show(deployment)
         # Comparing answers may take seconds: nothing else waits behind it.
         self.voting = ThreadPoolExecutor(VOTING_THREADS, thread_name_prefix="vote")
 
@@ -98,11 +102,52 @@ class Service:
     async def bind(self, name: str | None) -> Model:
         """`find`, for the whole of the current request: its engine stays until the request ends,
         and the response's headers, the log and the metrics say that this model answered."""
-        model = self.find(name)
         exchange = EXCHANGE.get()
+        self.find(name)
+        if self.held:
+            await self._until_open(exchange)
+        model = self.find(name)
         if exchange is not None:
             exchange.bind(model)
         return model
+
+    async def _until_open(self, exchange: Exchange | None) -> None:
+        try:
+            async with asyncio.timeout_at(exchange.deadline if exchange else None):
+                await self._open.wait()
+        except TimeoutError as error:
+            message = "the request's time was over before the model being deployed was loaded"
+            raise ApiError(504, message, code="timeout") from error
+
+    @property
+    def held(self) -> bool:
+        """Whether new requests wait, because no engine can take them now."""
+        return not self._open.is_set()
+
+    @property
+    def dead(self) -> bool:
+        """Whether the engine is gone and no other is coming."""
+        return self.deployment.engine.dead and not self.held
+
+    @contextmanager
+    def holding(self) -> Generator[None]:
+        """New requests wait until the block ends."""
+        self._open.clear()
+        try:
+            yield
+        finally:
+            self._open.set()
+
+    def switch(self, new: Deployment) -> Deployment:
+        """New requests go to `new` from here on; returns where they went before."""
+        old, self.deployment = self.deployment, new
+        self.metrics.model_info.clear()
+        self._show(new)
+        return old
+
+    def _show(self, deployment: Deployment) -> None:
+        for model in deployment.models.values():
+            self.metrics.model_info.labels(**model.card.labels()).set(1)
 
     async def run(
         self, model: Model, plan: Plan, choices: Sequence[Choice], request_id: str, begun: float

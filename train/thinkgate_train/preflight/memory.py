@@ -9,12 +9,12 @@ no recipe and prints nothing.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
+
+from thinkgate.host_memory import free_memory
 
 __all__ = ["LogitTile", "Memory", "ModelSize", "Setup", "estimate", "fitting", "room", "size_of"]
 
-CGROUP = Path("/sys/fs/cgroup")
 MARGIN = 1.1
 """Workspaces, fragmentation and gradients of activations: a plan must fit with a tenth to spare."""
 
@@ -288,24 +288,4 @@ def room(device: Any) -> int | None:
         return torch.cuda.mem_get_info(device)[0]
     if device.type != "cpu":
         return None
-    free = _meminfo()
-    limit = _cgroup_room()
-    return min(free, limit) if free is not None and limit is not None else free or limit
-
-
-def _meminfo() -> int | None:
-    file = Path("/proc/meminfo")
-    if not file.is_file():
-        return None
-    lines = file.read_text(encoding="ascii").splitlines()
-    found = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
-    return int(found[0]) * 1024 if found else None
-
-
-def _cgroup_room() -> int | None:
-    """What the container may still take."""
-    limit, used = CGROUP / "memory.max", CGROUP / "memory.current"
-    if not (limit.is_file() and used.is_file()):
-        return None
-    allowed = limit.read_text(encoding="ascii").strip()
-    return None if allowed == "max" else int(allowed) - int(used.read_text(encoding="ascii"))
+    return free_memory()
