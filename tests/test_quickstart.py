@@ -189,7 +189,7 @@ def test_the_readme_commands_run(finished: tuple[Path, str], tmp_path: Path) -> 
     commands = re.findall(
         r"^    \.venv/bin/thinkgate ((?:eval|gate|verify|promote|list|show).*)$", text, re.M
     )
-    assert len(commands) == 6
+    assert len(commands) == 7
     for line in commands:
         done = subprocess.run(
             [sys.executable, "-m", "thinkgate", *line.split()],

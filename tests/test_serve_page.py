@@ -201,6 +201,7 @@ def test_history_outlives_a_reload_and_goes_when_it_is_deleted(
         page.get_by_role("button", name="Undo").click()
         expect(page.locator("#conversations a")).to_have_count(2)
         page.get_by_role("button", name="Delete second question").click()
+        expect(page.locator("#conversations a")).to_have_count(1)
         page.reload()
         expect(page.locator("#conversations a")).to_have_text(["first question"])
 
