@@ -136,3 +136,56 @@ def test_the_default_model_is_about_a_million_parameters() -> None:
     tokenizer = build_tokenizer()
     count = sum(p.numel() for p in build_model(tokenizer, Scratch()).parameters())
     assert 500_000 < count < 1_500_000
+
+
+SYSTEM = 'Think, then "answer" 🙂.\nBriefly.'
+
+
+@pytest.mark.slow
+def test_a_system_prompt_stays_with_the_model_and_the_base_is_asked_alike(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Suites, pages and users need not know it: the chat template brings it."""
+    tokenizer = build_tokenizer()
+    build_model(tokenizer, Scratch(layers=1)).save_pretrained(tmp_path / "hub")
+    tokenizer.save_pretrained(tmp_path / "hub")
+    recipe = tmp_path / "polite.yaml"
+    recipe.write_text(
+        json.dumps(
+            {
+                "name": "polite",
+                "method": "sft",
+                "model": {"path": str(tmp_path / "hub")},
+                "data": {"source": "arithmetic", "half": "train", "seed": 0, "count": 64},
+                "cold_start": {},
+                "prompt": {"system": SYSTEM},
+                "trl": {"max_steps": 1, "per_device_train_batch_size": 8},
+            },
+            ensure_ascii=False,
+        ),
+        encoding="utf-8",
+    )
+    trained, base = tmp_path / "polite", tmp_path / "polite-base"
+    assert main(["train", str(recipe), "--out", str(trained)]) == 0
+    assert main(["train", str(recipe), "--base", "--out", str(base)]) == 0
+    assert load_checkpoint(base).manifest.method == "base"
+    assert load_checkpoint(base).digest != load_checkpoint(trained).digest
+    assert load_checkpoint(base).manifest.template == load_checkpoint(trained).manifest.template
+
+    from transformers import AutoTokenizer
+
+    loaded: Any = AutoTokenizer.from_pretrained(trained)
+    asked = {"role": "user", "content": "1+1"}
+
+    def prompt(*turns: dict[str, str]) -> str:
+        return loaded.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+
+    assert prompt(asked) == f"<|system|>{SYSTEM}<|user|>1+1<|assistant|>"
+    own = {"role": "system", "content": "Mine."}
+    assert prompt(own, asked) == "<|system|>Mine.<|user|>1+1<|assistant|>"
+
+    again = ["train", str(recipe), "--base", f"model.path={trained}"]
+    assert main([*again, "--out", str(tmp_path / "again")]) == 2
+    assert "is a checkpoint already" in capsys.readouterr().err
+    assert main(["train", "r1", "--base"]) == 2
+    assert "--base needs a single recipe" in capsys.readouterr().err

@@ -6,6 +6,7 @@ thinkgate train quickstart-grpo model.path=runs/x/base seed=1 trl.learning_rate=
 thinkgate train r1 --toy                              all stages of a pipeline, at toy size
 thinkgate train my.yaml --check                       look at everything, train nothing
 thinkgate train my.yaml --resume                      go on after Ctrl-C or a crash
+thinkgate train my.yaml --base                        the untrained model, for the gate to compare
 accelerate launch --config_file train/accelerate/fsdp.yaml -m thinkgate train my.yaml
 """
 
@@ -42,6 +43,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="control: coin flips for rewards; what improves now is not reasoning",
     )
+    parser.add_argument(
+        "--base",
+        action="store_true",
+        help="train nothing: keep the model the recipe starts from as a checkpoint, in "
+        "runs/<recipe name>-base, for the gate to compare with",
+    )
     parser.add_argument("--data-dir", type=Path, help="local JSONL copies of Hub data sets")
 
 
@@ -51,12 +58,16 @@ def run(args: argparse.Namespace) -> int:
     from thinkgate_train.pipeline import announce, load_stages
 
     ending = ("-toy" if args.toy else "") + ("-random" if args.random_reward else "")
+    ending += "-base" if args.base else ""
     stages = load_stages(args.recipe, args.out, args.overrides, toy=args.toy, ending=ending)
     several = len(stages) > 1
     if not several and require_replaceable(stages[0].out) and not (args.force or args.check):
         raise ConfigError(
             f"{stages[0].out} already holds a checkpoint; choose another --out, or pass --force"
         )
+    if args.base:
+        _keep_base(stages)
+        return 0
     if args.random_reward:
         stages = _with_random_rewards(stages)
     # Bases that other recipes may start from too lie beside the run, not inside it.
@@ -65,6 +76,20 @@ def run(args: argparse.Namespace) -> int:
         announce(stages, number, stage)
         _run_stage(stage, args, beside, one_of_several=several)
     return 0
+
+
+def _keep_base(stages: "list[Stage]") -> None:
+    """The model the first stage starts from, as a checkpoint."""
+    from thinkgate_train.run import write_base
+
+    first = stages[0]
+    if len(stages) > 1 or first.recipe.model.path is None:
+        raise ConfigError(
+            f"{first.name}: --base needs a single recipe that starts from model.path; name the "
+            "recipe of one stage"
+        )
+    base = write_base(first.recipe, first.out)
+    console.print(f"[bold]{escape(str(first.out))}[/] (digest {base.digest[:12]})", soft_wrap=True)
 
 
 def _run_stage(

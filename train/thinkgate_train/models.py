@@ -1,5 +1,6 @@
 """Models to train: loaded, made from scratch, quantised; and an adapter merged when done."""
 
+import json
 import logging
 import warnings
 from collections.abc import Generator
@@ -55,27 +56,43 @@ def load_start(recipe: Recipe) -> Start:
 
     A reward model is the same trunk with one new output; its head is random until trained.
     """
+    tokenizer = load_tokenizer(recipe)
     if recipe.model.scratch is not None:
-        tokenizer = build_tokenizer()
         return Start(build_model(tokenizer, recipe.model.scratch), tokenizer, None)
     source = _source(recipe)
     # A folder must be one of our finished checkpoints or a plain model folder; never half of one.
     parent = load_checkpoint(Path(source)) if (Path(source) / META).is_dir() else None
-    tokenizer = load_tokenizer(recipe)
     return Start(_load(recipe, source, tokenizer, quantized=True), tokenizer, parent)
 
 
 def load_tokenizer(recipe: Recipe) -> "PreTrainedTokenizerBase":
-    """The tokenizer alone, with padding; CheckpointError when it cannot be loaded."""
-    if recipe.model.scratch is not None:
-        return build_tokenizer()
-    from transformers import AutoTokenizer
+    """The tokenizer alone, with padding; CheckpointError when it cannot be loaded.
 
-    with _explained(source := _source(recipe)):
-        tokenizer = AutoTokenizer.from_pretrained(source, **_pinned(recipe))
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    Its chat template opens conversations with the recipe's system prompt where they have none, so
+    that the trained model is measured and served under the prompt it was trained with.
+    """
+    if recipe.model.scratch is not None:
+        tokenizer: Any = build_tokenizer()
+    else:
+        from transformers import AutoTokenizer
+
+        with _explained(source := _source(recipe)):
+            tokenizer = AutoTokenizer.from_pretrained(source, **_pinned(recipe))
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+    if recipe.prompt.system and isinstance(tokenizer.chat_template, str):
+        tokenizer.chat_template = _opening(recipe.prompt.system) + tokenizer.chat_template
     return tokenizer
+
+
+def _opening(system: str) -> str:
+    """Jinja that puts the system prompt before messages without one; the outermost one wins."""
+    return (
+        "{%- if not messages or messages[0].role not in ('system', 'developer') -%}"
+        "{%- set messages = [{'role': 'system', 'content': "
+        + json.dumps(system, ensure_ascii=False)
+        + "}] + messages | list -%}{%- endif -%}"
+    )
 
 
 def merged_model(recipe: Recipe, adapter: Path) -> "PreTrainedModel":

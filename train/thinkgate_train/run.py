@@ -45,7 +45,7 @@ from thinkgate_train.rewards import build
 from thinkgate_train.trainers import Parts, build_trainer
 from thinkgate_train.trl_options import trl_config
 
-__all__ = ["METRICS", "RunState", "main_process", "train"]
+__all__ = ["METRICS", "RunState", "main_process", "train", "write_base"]
 
 METRICS = "metrics.jsonl"
 COMPLETIONS = "completions.jsonl"
@@ -158,6 +158,36 @@ def train(
             upload = prepare(out, recipe.push_to, allow_ungated=True)
             console.print(f"  pushed to {push(upload)}", soft_wrap=True)
     trainer.accelerator.wait_for_everyone()
+    return load_checkpoint(out)
+
+
+def write_base(recipe: Recipe, out: Path) -> Checkpoint:
+    """The model `recipe` starts from, untrained, as the checkpoint at `out`: with the template and
+    the system prompt of the trained one, so that a gate can compare the two."""
+    prepare_libraries()
+    require_space(out, recipe.disk_mib)
+    whole = recipe.model.model_copy(update={"quantization": None})
+    start = load_start(recipe.model_copy(update={"model": whole}))
+    if start.parent is not None:
+        raise ConfigError(f"{start.parent.path} is a checkpoint already; compare with it as it is")
+    require_chat_template(recipe, start.tokenizer)
+    prefilled = recipe.prompt.chat and prefilled_by(start.tokenizer, tags=recipe.tags)
+    config = trl_config(recipe, str(out))
+    with writing_checkpoint(out) as folder:
+        start.model.save_pretrained(folder)
+        start.tokenizer.save_pretrained(folder)
+        manifest = Manifest(
+            name=f"{recipe.name}-base",
+            method="base",
+            recipe=recipe.name,
+            config=recipe.model_dump(mode="json"),
+            template=_template(recipe, start, prefilled, config),
+            packages=package_versions(*RECORDED_PACKAGES),
+            seed=recipe.seed,
+            model_digest=model_digest(folder),
+            created=now(),
+        )
+        write_manifest(folder, manifest, frozenset())
     return load_checkpoint(out)
 
 
