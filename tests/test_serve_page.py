@@ -17,8 +17,10 @@ from fake_engine import FakeEngine, characters
 from playwright.sync_api import Browser, Page, expect
 from test_serve_socket import Running, eventually, running
 
+from thinkgate.checkpoint import Decision, GateVerdict
 from thinkgate_clients.local import LocalServer
 from thinkgate_serve.auth import ApiKey, Keyring, digest
+from thinkgate_serve.card import Card
 from thinkgate_serve.engine import Delta, RequestRefused, Sampling
 from thinkgate_serve.service import Settings
 from thinkgate_serve.traces import TraceStore
@@ -270,7 +272,7 @@ def test_a_server_with_keys_asks_for_one_and_the_browser_forgets_it(browser: Bro
         opened(browser, server.url) as page,
     ):
         ask(page, "hi")
-        expect(page.get_by_role("alert")).to_contain_text("no API key")
+        expect(page.get_by_role("alert")).to_contain_text("This server asks for an API key.")
         page.get_by_role("alert").get_by_role("button", name="Enter an API key").click()
         expect(page.get_by_label("API key")).to_be_focused()
         page.keyboard.type("secret-key-of-a")
@@ -288,6 +290,49 @@ def test_an_ungated_model_says_so_large(browser: Browser, server: Running) -> No
         expect(page.get_by_role("note")).to_contain_text("passed no quality gate")
         page.get_by_role("button", name="m · ungated").click()
         expect(page.get_by_role("dialog")).to_contain_text("ab" * 32)
+
+
+@pytest.fixture
+def vouched(tmp_path: Path) -> Card:
+    """A model with a passing decision and the report behind it."""
+    (tmp_path / "thinkgate").mkdir()
+    (tmp_path / "thinkgate" / "report.html").write_text("<title>evidence</title>")
+    decision = Decision.model_construct(
+        id="d-1", verdict=GateVerdict.PASS, policy="mine", created="2026-01-02T03:04:05+00:00"
+    )
+    return Card(name="mine", source=str(tmp_path), digest="ab" * 32, decision=decision)
+
+
+def test_the_badge_leads_to_the_report_which_reaches_nothing_of_the_page(
+    browser: Browser, vouched: Card
+) -> None:
+    with (
+        running(FakeEngine(characters(REPLY)), card=vouched) as server,
+        opened(browser, server.url) as page,
+    ):
+        page.get_by_role("button", name="mine · gate PASS").click()
+        with page.expect_popup() as popup:
+            page.get_by_role("dialog").get_by_role("link", name="Open").click()
+        expect(popup.value).to_have_title("evidence")
+        reach = "() => { try { return localStorage.length } catch (error) { return error.name } }"
+        assert popup.value.evaluate(reach) == "SecurityError"
+
+
+def test_where_keys_are_asked_for_the_report_is_saved(browser: Browser, vouched: Card) -> None:
+    keys = Keyring((ApiKey(name="a", sha256=digest("secret-key-of-a")),))
+    engine = FakeEngine(characters(REPLY))
+    with (
+        running(engine, Settings(keyring=keys), card=vouched) as server,
+        opened(browser, server.url) as page,
+    ):
+        page.get_by_role("status").get_by_role("button", name="Enter an API key").click()
+        page.keyboard.type("secret-key-of-a")
+        page.keyboard.press("Enter")
+        page.get_by_role("button", name="mine · gate PASS").click()
+        with page.expect_download() as download:
+            page.get_by_role("button", name="Save").click()
+        assert download.value.suggested_filename == "report-d-1.html"
+        assert "evidence" in Path(download.value.path()).read_text()
 
 
 def test_traces_are_browsed_found_and_deleted_and_their_text_is_inert(

@@ -338,6 +338,21 @@ def test_models_show_digest_gate_and_context(gated_decision: Decision) -> None:
     assert ask(FakeEngine([]), "/v1/models/x", card=card, method="GET").status_code == 404
 
 
+def test_the_report_behind_a_decision(gated_decision: Decision, tmp_path: Path) -> None:
+    (tmp_path / "thinkgate").mkdir()
+    (tmp_path / "thinkgate" / "report.html").write_text("<h1>evidence</h1>")
+    card = Card(name="a b", source=str(tmp_path), digest="ab" * 32, decision=gated_decision)
+    engine = FakeEngine([])
+    (model,) = ask(engine, "/v1/models", card=card, method="GET").json()["data"]
+    page = ask(engine, model["gate"]["report"], card=card, method="GET")
+    assert (page.status_code, page.text) == (200, "<h1>evidence</h1>")
+    assert page.headers["content-type"].startswith("text/html")
+    # Apart from this origin: what a model wrote reaches no page's keys.
+    assert "sandbox allow-scripts;" in page.headers["content-security-policy"]
+    ungated = ask(engine, "/v1/models/m/report", method="GET")
+    assert ungated.status_code == 404 and "passed no gate" in ungated.text
+
+
 def test_an_ungated_model_says_so() -> None:
     response = ask(FakeEngine([]), "/v1/models", method="GET")
     assert response.json()["data"][0]["gate"] == {"verdict": "ungated"}

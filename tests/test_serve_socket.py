@@ -12,6 +12,7 @@ import pytest
 from fake_engine import CARD, HELLO, FakeEngine, characters
 
 from thinkgate_serve.app import create_app
+from thinkgate_serve.card import Card
 from thinkgate_serve.model import Deployment
 from thinkgate_serve.process import ENGINE_DIED, Server, bind, make_server, serve
 from thinkgate_serve.service import Settings
@@ -27,7 +28,10 @@ class Running:
 
 @contextmanager
 def running(
-    engine: FakeEngine, settings: Settings | None = None, drain_delay: int = 0
+    engine: FakeEngine,
+    settings: Settings | None = None,
+    drain_delay: int = 0,
+    card: Card = CARD,
 ) -> Iterator[Running]:
     """The server in a thread; it ends when its engine is dead."""
     sock = bind("127.0.0.1", 0)
@@ -35,7 +39,7 @@ def running(
     server = Running(f"http://127.0.0.1:{sock.getsockname()[1]}/v1", engine)
 
     def work() -> None:
-        app = create_app(Deployment(engine, CARD), settings)
+        app = create_app(Deployment(engine, card), settings)
         listening = make_server(app, announce=up.set, drain_seconds=5, drain_delay=drain_delay)
         server.door = listening
         server.exit_code = serve(listening, sock)

@@ -8,13 +8,14 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
+from urllib.parse import quote
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import JSONResponse, Response
+from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
 
 from thinkgate import __version__
 from thinkgate.checkpoint import package_versions
@@ -58,6 +59,12 @@ from thinkgate_serve.shapes import (
 from thinkgate_serve.traces_api import add_traces
 
 __all__ = ["create_app"]
+
+# A report shows what models wrote; apart from this origin it reaches no page's keys or history.
+REPORT_POLICY = (
+    "sandbox allow-scripts; default-src 'none'; style-src 'unsafe-inline'; "
+    "script-src 'unsafe-inline'; frame-ancestors 'none'"
+)
 
 
 def create_app(
@@ -158,6 +165,14 @@ def _add_generation(app: FastAPI, service: Service) -> None:
         data = [_describe(model, deployment.since) for model in deployment.models.values()]
         return {"object": "list", "data": data}
 
+    @app.get("/v1/models/{name:path}/report", response_class=HTMLResponse)
+    async def report(name: str) -> Response:
+        """The report behind a model's gate decision, a page that stands alone."""
+        file = service.find(name).card.report
+        if file is None:
+            raise ApiError(404, f"no report stands behind '{name}': it passed no gate")
+        return FileResponse(file, headers={"content-security-policy": REPORT_POLICY})
+
     @app.get("/v1/models/{name:path}", responses=gives(ServedModel))
     async def model(name: str) -> dict[str, Any]:
         """A served model by name."""
@@ -175,6 +190,8 @@ def _describe(model: Model, since: int) -> dict[str, Any]:
             "policy": decision.policy,
             "created": decision.created,
         }
+        if card.report is not None:
+            gate["report"] = f"/v1/models/{quote(card.name, safe='')}/report"
     return {
         "id": card.name,
         "object": "model",

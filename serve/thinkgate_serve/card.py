@@ -45,6 +45,12 @@ class Card:
         """For the response header: the verdict, and the decision's id when there is one."""
         return f"{self.decision.verdict} {self.decision.id}" if self.decision else UNGATED
 
+    @property
+    def report(self) -> Path | None:
+        """The page of the evidence behind the decision, one of the signed files."""
+        file = Path(self.source) / META / "report.html"
+        return file if self.decision and file.is_file() else None
+
     def labels(self) -> dict[str, str]:
         """For the log and the metrics."""
         return {

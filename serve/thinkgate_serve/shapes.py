@@ -335,7 +335,7 @@ class ServedModel(Shape):
     digest: str | None
     """Of its files; null where they have none."""
     gate: dict[str, Any]
-    """`verdict`, and of a decision its id, policy and time."""
+    """`verdict`, and of a decision its id, policy, time and the path of its report."""
     reasoning_tags: list[str]
     sampling_defaults: dict[str, Any]
 

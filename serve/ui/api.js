@@ -29,13 +29,22 @@ async function failure(response) {
   const body = await response.json().catch(() => ({}));
   const error = body.error ?? {};
   const again = response.headers.get("retry-after");
-  const hint = again && response.status !== 401 ? ` Try again in ${again} s.` : "";
-  return new ApiError((error.message ?? `The server answers ${response.status}.`) + hint, response.status, error.code);
+  const said = (error.message ?? `The server answers ${response.status}`).replace(/\.?$/, ".");
+  const words = response.status === 401 ? wantsKey() : again ? `${said} Try again in ${again} s.` : said;
+  return new ApiError(words, response.status, error.code);
 }
+
+/** The server's own words are for programs: they name a header. */
+const wantsKey = () => (apiKey() ? "This server does not accept the API key." : "This server asks for an API key.");
 
 export async function models() {
   const listed = await (await send("v1/models")).json();
   return listed.data;
+}
+
+/** What lies at `path`, as a Blob. */
+export async function file(path) {
+  return (await send(path)).blob();
 }
 
 export async function traces(query) {

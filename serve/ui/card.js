@@ -1,15 +1,17 @@
 // The model as its badge and its card show it: which files answer, and who vouched for them.
 
-import { byId, h, icon } from "./dom.js";
+import { file } from "./api.js";
+import { byId, h, icon, toast } from "./dom.js";
+import { apiKey } from "./settings.js";
 
 const gated = (model) => model.gate.verdict !== "ungated";
 
 /** Show `model` in the header; an ungated one says so, large. */
 export function showBadge(model) {
   const badge = byId("badge");
-  const text = gated(model) ? `${model.id} · gate ${model.gate.verdict.toUpperCase()}` : `${model.id} · ungated`;
+  const verdict = gated(model) ? `gate ${model.gate.verdict.toUpperCase()}` : "ungated";
   badge.className = gated(model) ? "" : "ungated";
-  badge.replaceChildren(icon(gated(model) ? "shield" : "warning"), h("span", {}, text));
+  badge.replaceChildren(icon(gated(model) ? "shield" : "warning"), h("span", {}, model.id), `· ${verdict}`);
   badge.onclick = () => showCard(model);
   badge.hidden = false;
   byId("ungated").hidden = gated(model);
@@ -22,8 +24,8 @@ function showCard(model) {
     ["Gate", gated(model) ? gate.verdict.toUpperCase() : "none: for development only"],
     ["Decision", code(gate.decision)],
     ["Policy", gate.policy],
-    ["Decided", gate.created],
-    ["Report", gate.report ? h("a", { href: new URL(gate.report, document.baseURI).pathname, target: "_blank" }, "open") : null],
+    ["Decided", gate.created ? new Date(gate.created).toLocaleString() : null],
+    ["Report", gate.report ? report(gate) : null],
     ["Files", code(model.digest ?? "unknown (a Hub model)")],
     ["Context", `${model.max_model_len.toLocaleString("en")} tokens`],
     ["Thought tags", code(model.reasoning_tags?.join(" … "))],
@@ -34,6 +36,22 @@ function showCard(model) {
   const close = h("button", { className: "quiet", type: "button", "aria-label": "Close", onclick: () => dialog.close() }, icon("close"));
   dialog.replaceChildren(h("div", { className: "head" }, h("h2", { id: "card-title" }, model.id), close), h("dl", { className: "facts" }, list));
   dialog.showModal();
+}
+
+/** A link opens it; where keys are asked for, which a link cannot send, it is saved instead. */
+function report({ report: path, decision }) {
+  const address = `.${path}`; // also below a proxy's prefix
+  if (!apiKey()) return h("a", { href: address, target: "_blank" }, "Open");
+  const save = async () => {
+    try {
+      const page = URL.createObjectURL(await file(address));
+      h("a", { href: page, download: `report-${decision}.html` }).click();
+      URL.revokeObjectURL(page);
+    } catch (error) {
+      toast(error.message);
+    }
+  };
+  return h("button", { type: "button", className: "link", onclick: save }, "Save");
 }
 
 const code = (text) => (text ? h("code", {}, text) : null);

@@ -37,12 +37,16 @@ let fading = 0;
 /** A short message at the bottom, with one thing to do about it. */
 export function toast(text, action, onclick) {
   const box = byId("toast");
-  const close = () => { box.hidden = true; };
   clearTimeout(fading);
-  const button = action ? h("button", { type: "button", onclick: () => { close(); onclick(); } }, action) : null;
+  const button = action ? h("button", { type: "button", onclick: () => { closeToast(); onclick(); } }, action) : null;
   box.replaceChildren(text, ...(button ? [button] : []));
   box.hidden = false;
-  fading = setTimeout(close, 8000);
+  fading = setTimeout(closeToast, 8000);
+}
+
+/** What it said is settled. */
+export function closeToast() {
+  byId("toast").hidden = true;
 }
 
 /** Tell screen readers; nothing is seen. */

@@ -1,6 +1,6 @@
 // The settings dialog, the two choices beside the question, and the colours.
 
-import { byId, toast } from "./dom.js";
+import { byId, closeToast, toast } from "./dom.js";
 import { apiKey, change, setApiKey, settings } from "./settings.js";
 
 const THEMES = ["", "light", "dark"];
@@ -27,12 +27,13 @@ export function connectSettings({ onkey, onforget }) {
 /** What a request gets where nothing is set. */
 export function showDefaults(sampling) {
   fields.temperature.placeholder = sampling?.temperature === undefined ? "Model's own" : `Model's own: ${sampling.temperature}`;
-  fields.max_tokens.placeholder = "As the context allows";
+  fields.max_tokens.placeholder = "No limit";
 }
 
 export function openSettings(focus) {
   for (const name of ["system", "temperature", "max_tokens", "thinking_budget"]) fields[name].value = settings[name] ?? "";
   fields.key.value = apiKey();
+  closeToast();
   dialog.showModal();
   if (focus) fields[focus].focus();
 }

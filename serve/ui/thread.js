@@ -43,7 +43,7 @@ export class Answer {
     this.text = document.createTextNode("");
     this.pre = h("pre", { tabIndex: 0, role: "region", "aria-label": "Thought" }, this.text);
     this.thought = h("details", { className: "thought", hidden: true },
-      h("summary", { onclick: () => { this.touched = true; } }, icon("thought"), this.label, iconChevron()), this.pre);
+      h("summary", { onclick: () => { this.touched = true; } }, icon("thought"), this.label, chevron()), this.pre);
     this.prose = h("div", { className: "prose", hidden: true });
     this.rest = h("div");
     this.element = h("li", { className: "turn model" }, this.thought, this.prose, this.wait, this.rest);
@@ -101,11 +101,12 @@ export class Answer {
   }
 }
 
-const iconChevron = () => {
-  const chevron = icon("chevron");
-  chevron.classList.add("turnable");
-  return chevron;
-};
+/** Turns when its `details` opens. */
+export function chevron() {
+  const sign = icon("chevron");
+  sign.classList.add("turnable");
+  return sign;
+}
 
 function copy(text) {
   if (!navigator.clipboard) return null; // pages without TLS have none

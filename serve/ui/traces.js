@@ -4,7 +4,7 @@ import { deleteTrace, trace, traces } from "./api.js";
 import { byId, count, h, icon, seconds, toast } from "./dom.js";
 import { render } from "./markdown.js";
 import { openSettings } from "./options.js";
-import { votes } from "./thread.js";
+import { chevron, votes } from "./thread.js";
 
 const PAGE = 30;
 const view = byId("traces");
@@ -100,7 +100,7 @@ function outcome(choice, of) {
   const parts = of > 1 ? [h("h2", {}, `answer ${choice.index + 1} of ${of}`)] : [];
   if (choice.reasoning) {
     parts.push(h("details", { className: "thought" },
-      h("summary", {}, icon("thought"), "Thought"), h("pre", { tabIndex: 0, role: "region", "aria-label": "Thought" }, choice.reasoning)));
+      h("summary", {}, icon("thought"), "Thought", chevron()), h("pre", { tabIndex: 0, role: "region", "aria-label": "Thought" }, choice.reasoning)));
   }
   if (choice.answer) {
     const prose = h("div", { className: "prose" });
