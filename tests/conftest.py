@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from browser import FLAGS, find_chromium
 from fake_checkpoint import make_checkpoint, record_decision
+from hypothesis import settings
 
 from thinkgate.provenance.keys import new_key, trust
 from thinkgate_clients.local import LocalServer, local_server
@@ -22,6 +23,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Started in the background of a shell script, pytest ignores Ctrl-C, and so would what it starts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# A busy machine is no failure: no example has to be done within a time.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 # Keys of this test process alone: nothing is signed with, or trusted because of, its user's.
 _KEYS = tempfile.TemporaryDirectory(prefix="thinkgate-keys-")

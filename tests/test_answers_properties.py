@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from thinkgate.answers import Extracted, Verdict, check, equivalent, extract
 
-SETTINGS = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=100)
+SETTINGS = settings(suppress_health_check=[HealthCheck.too_slow], max_examples=100)
 
 FRAMES = [
     "{}",

@@ -148,7 +148,7 @@ def cut_texts(draw: st.DrawFn) -> list[str]:
 @given(cut_texts(), st.booleans(), all_tags)
 @example([" ", "<think> ", "", "a ", "</", "", "think>", "\n", "b"], False, THINK)
 @example(["ox", "aaa", "a", "abb"], False, Tags("o", "aab"))
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_every_cutting_gives_the_same_result(pieces, prefilled, tags):
     text = "".join(pieces)
     expected = reference(text, prefilled, tags)
@@ -158,7 +158,7 @@ def test_every_cutting_gives_the_same_result(pieces, prefilled, tags):
 
 
 @given(cut_texts(), st.booleans())
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_nothing_but_tags_and_boundary_whitespace_is_lost_added_or_moved(pieces, prefilled):
     result = streamed(pieces, prefilled)
     reasoning, answer = re.escape(result.reasoning), re.escape(result.answer or "")
@@ -172,7 +172,7 @@ def test_nothing_but_tags_and_boundary_whitespace_is_lost_added_or_moved(pieces,
 
 
 @given(cut_texts(), st.booleans())
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_only_what_may_become_a_tag_or_boundary_whitespace_is_held(pieces, prefilled):
     splitter, stream, fed = ThinkSplitter(prefilled), Stream(), ""
     for piece in pieces:
@@ -195,7 +195,7 @@ def test_only_what_may_become_a_tag_or_boundary_whitespace_is_held(pieces, prefi
 
 
 @given(cut_texts(), st.booleans())
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_closing_ends_the_text(pieces, prefilled):
     splitter = ThinkSplitter(prefilled)
     for piece in pieces:
@@ -239,7 +239,7 @@ def reasoning_pieces(pieces: list[str], prefilled: bool, tags: Tags = THINK) -> 
 
 
 @given(cut_texts(), st.booleans())
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_one_token_per_piece_is_counted_exactly(pieces, prefilled):
     splitter = ThinkSplitter(prefilled)
     for fed, piece in enumerate(pieces, 1):
@@ -251,7 +251,7 @@ def test_one_token_per_piece_is_counted_exactly(pieces, prefilled):
 
 
 @given(texts, st.booleans(), st.data())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_characters_cut_by_the_tokenizer(text, prefilled, data):
     """Tokens of single bytes: most carry no text of their own, and all are counted."""
     raw = text.encode("utf-8", "surrogatepass").decode("utf-8", "replace").encode()
@@ -298,7 +298,7 @@ def decode(ids: list[int]) -> str:
 
 
 @given(token_lists, st.booleans(), st.lists(st.integers(0, 5), max_size=40), st.integers(0, 9))
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_ids_are_counted_exactly_however_deltas_merge_or_lag(ids, prefilled, sizes, lag):
     """`lag` characters are held back by the engine, as vLLM does where a stop string may begin."""
     splitter, stream, done, sent = ThinkSplitter(prefilled), Stream(), 0, 0

@@ -32,7 +32,6 @@ schema = schemathesis.openapi.from_asgi("/openapi.json", always_open)
 @settings(
     derandomize=True,
     database=None,
-    deadline=None,
     max_examples=60,
     suppress_health_check=list(HealthCheck),
 )

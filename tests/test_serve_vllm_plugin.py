@@ -119,7 +119,6 @@ outputs = st.builds(
 @given(outputs, st.sampled_from(["", OPEN]), st.lists(st.integers(1, 6), max_size=30))
 @settings(
     max_examples=100,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 def test_stream_and_whole_agree_with_split(tokenizer, text, prefill, sizes):

@@ -92,9 +92,7 @@ def test_the_attestation_opens_with_another_implementation(
     assert bound[f"{META}/{DECISION}"] == sha256((signed / META / DECISION).read_bytes())
 
 
-@settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_no_byte_of_any_file_can_change(
     data: st.DataObject, original: Path, key: tuple[Path, PublicKey]
@@ -230,6 +228,7 @@ def test_the_commands(
 ) -> None:
     monkeypatch.setenv("THINKGATE_KEYS", str(tmp_path / "keys"))
     monkeypatch.setenv("THINKGATE_TRUSTED", str(tmp_path / "trusted"))
+    monkeypatch.chdir(tmp_path)  # a quickstart run here left a registry with keys
     folder = fake_checkpoint.make_checkpoint(tmp_path / "model")
     fake_checkpoint.record_decision(folder, signed=False)
     assert main(["sign", str(folder)]) == 2

@@ -471,7 +471,7 @@ def test_the_length_of_the_run_may_come_late() -> None:
 NAMES = sorted({name for curves in HEALTHY.values() for name in curves} | {"rollout/logp_gap"})
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     st.lists(
         st.dictionaries(
@@ -491,7 +491,7 @@ def test_nothing_logged_can_crash_the_watch(logs: list[dict[str, float]], method
     assert health.record().model_dump_json()
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(st.randoms(use_true_random=False), st.sampled_from(sorted(SICK)))
 def test_the_order_of_keys_is_irrelevant(draw: random.Random, symptom: str) -> None:
     method, changes, _ = SICK[symptom]

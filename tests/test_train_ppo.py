@@ -5,7 +5,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 
@@ -44,7 +44,6 @@ def close(found: list[list[float]], wanted: list[list[float]]) -> None:
         assert one == pytest.approx(other, abs=1e-6)
 
 
-@settings(deadline=None)
 @given(case=rollouts(), gamma=st.floats(0, 1), lam=st.floats(0, 1))
 def test_advantages_are_the_discounted_sum_of_td_errors(
     ppo: ModuleType, case: Any, gamma: float, lam: float
@@ -66,7 +65,6 @@ def test_advantages_are_the_discounted_sum_of_td_errors(
     )
 
 
-@settings(deadline=None)
 @given(case=rollouts(), gamma=st.floats(0, 1))
 def test_with_lambda_1_returns_are_what_was_earned(
     ppo: ModuleType, case: Any, gamma: float
@@ -78,7 +76,6 @@ def test_with_lambda_1_returns_are_what_was_earned(
     close(estimate(ppo, case, gamma, 1.0)[1], earned)
 
 
-@settings(deadline=None)
 @given(case=rollouts(), gamma=st.floats(0, 1))
 def test_with_lambda_0_advantages_are_td_errors(ppo: ModuleType, case: Any, gamma: float) -> None:
     errors = []
@@ -89,7 +86,6 @@ def test_with_lambda_0_advantages_are_td_errors(ppo: ModuleType, case: Any, gamm
     close(estimate(ppo, case, gamma, 0.0)[0], errors)
 
 
-@settings(deadline=None)
 @given(
     log_ratio=st.floats(-1.5, 1.5),
     advantage=st.floats(-3, 3).filter(lambda a: abs(a) > 1e-3),
@@ -109,7 +105,6 @@ def test_the_policy_loss_stops_pushing_a_ratio_that_has_gone_far_enough(
     assert change.grad.item() == (0 if far else pytest.approx(-ratio * advantage))
 
 
-@settings(deadline=None)
 @given(*[st.floats(-3, 3)] * 3, st.floats(0.01, 1))
 def test_the_value_loss_is_never_less_than_half_the_squared_error(
     ppo: ModuleType, value: float, old: float, target: float, cliprange: float
@@ -134,7 +129,6 @@ def test_a_value_that_has_moved_far_enough_towards_its_return_rests(ppo: ModuleT
     assert value.grad.tolist() == pytest.approx([0.0, -0.9, -1.5])
 
 
-@settings(deadline=None)
 @given(st.integers(2, 6).flatmap(lambda n: st.tuples(*[st.tuples(*[st.floats(-4, 4)] * n)] * 2)))
 def test_the_logged_divergence_is_unbiased_and_never_negative(ppo: ModuleType, both: Any) -> None:
     import torch

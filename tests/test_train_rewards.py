@@ -255,7 +255,7 @@ def test_ranges_shapes_and_order(name: str, prefilled: bool) -> None:
     splitter = functools.partial(split, prefilled=prefilled)
     reward = build(name, splitter, NEEDED.get(name, {}))
 
-    @settings(deadline=None, max_examples=8 if name == "second_opinion" else 40)
+    @settings(max_examples=8 if name == "second_opinion" else 40)
     @given(texts=st.lists(TEXTS, min_size=1, max_size=6), data=st.data())
     def holds(texts: list[str], data: st.DataObject) -> None:
         def ask(said: list[str], shape: Callable[[list[str]], Any] = list) -> list[float | None]:

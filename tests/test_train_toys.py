@@ -17,7 +17,7 @@ def posts(half: str = "train", seed: int = 0, count: int = 400, tagged: float = 
     )
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 10**6), other=st.integers(0, 10**6))
 def test_the_halves_share_no_post_whatever_the_seeds(seed: int, other: int) -> None:
     train = {row["prompt"] for row in posts("train", seed).rows()}

@@ -78,7 +78,7 @@ class LiveDisplay(Display):
                 self._answer(printable(text))
             case Finished(reply):
                 self._fold()
-                self._live.update("")
+                self._live.update("", refresh=True)
                 self._print_block(self._block)
                 self._remark(reply)
                 self._count(reply)
@@ -96,7 +96,7 @@ class LiveDisplay(Display):
         """Put one line in the place of the thought."""
         if self._thought:
             seconds = time.perf_counter() - self._began
-            self._live.update("")
+            self._live.update("", refresh=True)
             self.out.print(f"[dim]thought for {seconds:.1f} s (/thought shows it)[/]")
             self._thought = ""
 
@@ -104,7 +104,7 @@ class LiveDisplay(Display):
         """Blocks that are complete are printed for good; the last one is drawn again and again."""
         self._block += text
         while (end := _block_end(self._block)) is not None:
-            self._live.update("")
+            self._live.update("", refresh=True)
             self._print_block(self._block[:end])
             self._block = self._block[end:]
         self._live.update(Markdown(_tail(self._block, self.out.height)))
