@@ -27,6 +27,7 @@ from pydantic import ValidationError
 from thinkgate.config import nearest
 from thinkgate.errors import ConfigError, MissingDependencyError, ServerError
 from thinkgate.host_memory import free_memory
+from thinkgate_serve.inbox import receive_directly
 
 __all__ = ["first_line", "is_cpu_build", "launch", "require_vllm", "room_beside"]
 
@@ -180,9 +181,11 @@ def _start(arguments: Any, *, fork: bool) -> Any:
             # vLLM chose "spawn" for CPUs while it made the configuration. What makes forking
             # unsafe elsewhere is threads that run torch code in the parent: there are none here.
             os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
-        return AsyncLLM.from_vllm_config(config, disable_log_stats=arguments.disable_log_stats)
+        llm = AsyncLLM.from_vllm_config(config, disable_log_stats=arguments.disable_log_stats)
     except (ValueError, RuntimeError, OSError) as error:
         raise ServerError(f"vLLM could not load {arguments.model}: {first_line(error)}") from error
+    receive_directly(llm.engine_core.resources.output_socket)
+    return llm
 
 
 @contextmanager
