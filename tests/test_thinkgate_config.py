@@ -40,9 +40,9 @@ def test_parses_and_is_frozen() -> None:
     ("change", "expected"),
     [
         ({"learning_rte": 1}, "unknown key 'learning_rte'; did you mean 'learning_rate'?"),
-        ({"part": {"kind": "small", "sise": 2}}, "'part.small.sise'; did you mean 'size'?"),
+        ({"part": {"kind": "small", "sise": 2}}, "'part.sise'; did you mean 'size'?"),
         ({"part": {"kind": "large", "lenght": 2}}, "did you mean 'length'?"),
-        ({"part": {"kind": "small", "size": 0}}, "'part.small.size' is 0: "),
+        ({"part": {"kind": "small", "size": 0}}, "'part.size' is 0: "),
         ({"learning_rate": "fast"}, "'learning_rate' is 'fast': "),
         ({"part": {"kind": "tiny"}}, "'part' is {'kind': 'tiny'}: "),
     ],

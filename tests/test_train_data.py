@@ -8,7 +8,7 @@ import pytest
 from thinkgate.answers import Verdict, check
 from thinkgate.config import parse
 from thinkgate.format import split
-from thinkgate_train.data import training_set
+from thinkgate_train.data import prepare_rows, training_set
 from thinkgate_train.recipe import Recipe
 from thinkgate_train.scratch import build_tokenizer
 from thinkgate_train.sources import load_rows, without_suites
@@ -47,6 +47,35 @@ def test_a_cold_start_teaches_right_answers(source: str, share: float) -> None:
         done = split(tokenizer.decode(said, skip_special_tokens=True))
         assert check(done.answer, row["gold"]) is Verdict.CORRECT
         assert bool(done.reasoning) == (share == 0)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "1+1", "completion": "<think>one more</think>2"},
+        {
+            "prompt": [{"role": "user", "content": "1+1"}],
+            "completion": [{"role": "assistant", "content": "<think>one more</think>2"}],
+        },
+        {
+            "messages": [
+                {"role": "user", "content": "1+1"},
+                {"role": "assistant", "content": "2", "reasoning_content": "one more"},
+            ]
+        },
+    ],
+    ids=["text", "messages", "one conversation"],
+)
+def test_a_completion_is_learned_as_it_is_written(row: dict[str, object], tmp_path: Path) -> None:
+    """Of messages once their Python text was learned, and of a conversation no thought."""
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps(row) + "\n")
+    tokenizer = build_tokenizer()
+    given = {"name": "r", "method": "sft", "model": {"scratch": {}}}
+    taught = parse(Recipe, {**given, "data": {"source": "jsonl", "path": str(file)}}, "recipe")
+    learned = training_set(taught, prepare_rows(taught, tokenizer).train, tokenizer)
+    said = [i for i in learned["labels"][0] if i != -100]
+    assert tokenizer.decode(said) == "<think>one more</think>2<|end|>"
 
 
 def test_every_copy_of_a_benchmark_problem_is_removed(tmp_path: Path) -> None:

@@ -164,7 +164,7 @@ def test_a_template_that_opens_the_thought_unknown_to_the_run(
     template = model / "chat_template.jinja"
     opened = template.read_text() + "{% if add_generation_prompt %}<think>{% endif %}"
     template.write_text(opened)
-    monkeypatch.setattr(run, "prefilled_by", lambda *_, **__: False)
+    monkeypatch.setattr(run, "opens_thought", lambda *_: False)
     assert grpo(model, tmp_path / "out") == 2
     error = capsys.readouterr().err
     assert "step 5: wrong prefill:" in error and "a thought they never opened" in error

@@ -14,7 +14,7 @@ import pytest
 
 from thinkgate.checkpoint import Checkpoint, load_checkpoint
 from thinkgate.cli import main
-from thinkgate_train.run import RunState
+from thinkgate_train.run_state import RunState
 
 TINY = [
     "model.scratch.hidden_size=64",

@@ -45,6 +45,7 @@ __all__ = [
     "RuleResult",
     "SequentialRun",
     "TemplateFingerprint",
+    "alone",
     "file_digests",
     "gated",
     "is_model_file",
@@ -365,10 +366,10 @@ def writing_checkpoint(path: Path) -> Generator[Path]:
     require_replaceable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    with _alone(partial):
+    with alone(partial):
         shutil.rmtree(partial, ignore_errors=True)
     (partial / META).mkdir(parents=True)
-    with _alone(partial):
+    with alone(partial):
         yield partial
     if path.exists():
         old = path.with_name(f".{path.name}.old")
@@ -381,18 +382,19 @@ def writing_checkpoint(path: Path) -> Generator[Path]:
 
 
 @contextmanager
-def _alone(partial: Path) -> Generator[None]:
-    """Hold `partial`, if it is there; the kernel frees the lock of a process that dies."""
-    if not partial.is_dir():
+def alone(folder: Path) -> Generator[None]:
+    """Hold `folder`, if it is there; CheckpointError when another run does. The kernel frees the
+    lock of a process that dies."""
+    if not folder.is_dir():
         yield
         return
-    descriptor = os.open(partial, os.O_RDONLY)
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise CheckpointError(
-                f"{partial} is being written by another run; wait for it, or choose another "
+                f"{folder} is being written by another run; wait for it, or choose another "
                 "folder with --out"
             ) from error
         yield

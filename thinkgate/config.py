@@ -63,6 +63,8 @@ for _tag, _pattern, _first in (
 
 
 C = TypeVar("C", bound=BaseModel)
+MANY_NAMES = 40
+"""A longer list is not shown whole: nobody reads it."""
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -103,14 +105,21 @@ def parse(model: type[C], data: Mapping[str, Any], source: object) -> C:
     try:
         return model.model_validate(dict(data))
     except ValidationError as error:
-        raise ConfigError("; ".join(_explain(model, e, source) for e in error.errors())) from error
+        said = (_explain(model, e, _without_tags(e["loc"], data), source) for e in error.errors())
+        raise ConfigError("; ".join(said)) from error
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A suggestion to end a sentence with: the nearest known name, else the whole list."""
+    """A suggestion to end a sentence with: the nearest known name, else the whole list; of a long
+    list the few that come nearest."""
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(names)}"
+    if close:
+        return f"did you mean '{close[0]}'?"
+    if len(names) <= MANY_NAMES:
+        return f"known: {', '.join(names)}"
+    few = difflib.get_close_matches(name, names, n=5, cutoff=0.0)
+    return f"there are {len(names)}, among them {', '.join(few)}"
 
 
 def bundled(package: str, folder: str, name: str) -> Path:
@@ -134,21 +143,40 @@ def bundled(package: str, folder: str, name: str) -> Path:
     )
 
 
-def _explain(model: type[BaseModel], error: Any, source: object) -> str:
-    loc = [str(part) for part in error["loc"]]
+def _explain(model: type[BaseModel], error: Any, loc: list[str], source: object) -> str:
     dotted = ".".join(loc)
     if error["type"] == "extra_forbidden":
-        return f"{source}: unknown key '{dotted}'; {nearest(loc[-1], _known_keys(model, loc[:-1]))}"
+        return f"{source}: unknown key '{dotted}'; {nearest(loc[-1], _known_keys(model, error))}"
     if error["type"] == "missing":
         return f"{source}: '{dotted}' is missing"
+    reason = str(error["msg"]).removeprefix("Value error, ")
+    reason = f"{reason[0].lower()}{reason[1:]}"
+    if error["type"] == "value_error" and isinstance(error["input"], Mapping):
+        # A whole section, whose validator names what is wrong in it.
+        return f"{source}: '{dotted}': {reason}" if dotted else f"{source}: {reason}"
     value = repr(error["input"])
     shown = value if len(value) <= 60 else value[:57] + "..."
-    reason = str(error["msg"]).removeprefix("Value error, ")
-    return f"{source}: '{dotted or 'top level'}' is {shown}: {reason[0].lower()}{reason[1:]}"
+    return f"{source}: '{dotted or 'top level'}' is {shown}: {reason}"
 
 
-def _known_keys(model: type[BaseModel], loc: list[str]) -> list[str]:
-    """Field names of the section at `loc`, found in the JSON schema (it has unions resolved)."""
+def _without_tags(loc: tuple[int | str, ...], data: Any) -> list[str]:
+    """The keys of `loc` as the user wrote them: in a discriminated union pydantic puts the tag of
+    the variant between them."""
+    written: list[str] = []
+    for place, part in enumerate(loc):
+        inside = isinstance(data, Mapping) and part in data
+        if isinstance(data, Mapping) and not inside and place < len(loc) - 1:
+            continue
+        written.append(str(part))
+        if inside or (isinstance(data, list | tuple) and isinstance(part, int)):
+            data = cast("Any", data)[part]
+    return written
+
+
+def _known_keys(model: type[BaseModel], error: Any) -> list[str]:
+    """Field names of the section with the error, found in the JSON schema, which has unions
+    resolved."""
+    loc = [str(part) for part in error["loc"][:-1]]
     schema = model.model_json_schema()
     nodes: list[dict[str, Any]] = [schema]
     for part in loc:

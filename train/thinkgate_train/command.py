@@ -57,6 +57,10 @@ def run(args: argparse.Namespace) -> int:
     # Imported here so that --help stays quick: rewards bring the verifier.
     from thinkgate_train.pipeline import announce, load_stages
 
+    if args.resume and args.force:
+        raise ConfigError("--resume goes on and --force starts over; pass one of them")
+    if args.data_dir is not None and not args.data_dir.is_dir():
+        raise ConfigError(f"--data-dir {args.data_dir}: no such folder")
     ending = ("-toy" if args.toy else "") + ("-random" if args.random_reward else "")
     ending += "-base" if args.base else ""
     stages = load_stages(args.recipe, args.out, args.overrides, toy=args.toy, ending=ending)
@@ -70,6 +74,8 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.random_reward:
         stages = _with_random_rewards(stages)
+    if several:
+        _check_options(stages)
     # Bases that other recipes may start from too lie beside the run, not inside it.
     beside = stages[0].out.parent.parent if several else stages[0].out.parent
     for number, stage in enumerate(stages, 1):
@@ -92,13 +98,25 @@ def _keep_base(stages: "list[Stage]") -> None:
     console.print(f"[bold]{escape(str(first.out))}[/] (digest {base.digest[:12]})", soft_wrap=True)
 
 
+def _check_options(stages: "list[Stage]") -> None:
+    """A slip in the last stage's options is said before the first has run for hours."""
+    from thinkgate_train.models import prepare_libraries
+    from thinkgate_train.trl_options import trl_config
+
+    prepare_libraries()
+    for stage in stages:
+        if stage.recipe.method != "sample":
+            trl_config(stage.recipe, str(stage.out))
+
+
 def _run_stage(
     stage: "Stage", args: argparse.Namespace, beside: Path, *, one_of_several: bool
 ) -> None:
     """Train one stage, after the base it starts from. A part of a whole is not done twice, and goes
     on by itself where it was interrupted; a recipe of its own wants --resume."""
     from thinkgate_train.pipeline import Stage, base_stage, finished
-    from thinkgate_train.run import RunState, train
+    from thinkgate_train.run import train
+    from thinkgate_train.run_state import RunState
     from thinkgate_train.sampling import sample_rows
 
     recipe, base = base_stage(stage.recipe, beside)

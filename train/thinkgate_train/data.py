@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from thinkgate.checkpoint import DataFingerprint
 from thinkgate.errors import DataError
+from thinkgate.format import prefilled_by
 from thinkgate.problems import prompt_key
 from thinkgate_train.recipe import RL_METHODS, Recipe
+from thinkgate_train.rewards.function import TRL_ARGUMENTS, text_of
 from thinkgate_train.sources import (
     Row,
     load_rows,
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Rows", "fingerprint", "prepare_rows", "render", "training_set"]
+__all__ = ["Rows", "fingerprint", "opens_thought", "prepare_rows", "render", "training_set"]
 
 NEEDED = {"dpo": ("chosen", "rejected"), "reward_model": ("chosen", "rejected")}
 
@@ -80,16 +82,26 @@ def training_set(
     recipe: Recipe, rows: list[Row], tokenizer: "PreTrainedTokenizerBase"
 ) -> "Dataset":
     """The data set of `recipe.method`'s trainer."""
-    from datasets import Dataset
-
     if recipe.method == "sft":
         return _supervised(recipe, rows, tokenizer)
     if recipe.method in RL_METHODS:
         # Columns of other names reach the reward functions under them.
-        return Dataset.from_list(
-            [{k: v for k, v in row.items() if k != "completion"} for row in rows]
-        )
-    return Dataset.from_list([_preference(row) for row in rows])
+        taken = {"completion", *TRL_ARGUMENTS}
+        return _dataset([{k: v for k, v in row.items() if k not in taken} for row in rows])
+    return _dataset([_preference(row) for row in rows])
+
+
+def _dataset(rows: list[Row]) -> "Dataset":
+    from datasets import Dataset
+    from pyarrow import ArrowInvalid, ArrowTypeError
+
+    try:
+        return Dataset.from_list(rows)
+    except (ArrowInvalid, ArrowTypeError) as error:
+        raise DataError(
+            f"the rows have a column with values of several types ({error}); write them all as "
+            "text, or all as numbers"
+        ) from error
 
 
 def render(tokenizer: Any, prompt: str | list[dict[str, str]]) -> str:
@@ -97,6 +109,13 @@ def render(tokenizer: Any, prompt: str | list[dict[str, str]]) -> str:
     if isinstance(prompt, str):
         return prompt
     return tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+
+
+def opens_thought(recipe: Recipe, rows: Rows, tokenizer: Any) -> bool:
+    """Whether the rendered prompt ends inside a thought. Rows that are conversations already are
+    rendered by the template, whatever `prompt.chat` says."""
+    plain = isinstance(rows.train[0].get("prompt", None if recipe.prompt.chat else ""), str)
+    return not plain and prefilled_by(tokenizer, tags=recipe.tags)
 
 
 def fingerprint(name: str, rows: Rows) -> tuple[DataFingerprint, frozenset[str]]:
@@ -146,7 +165,7 @@ def _completions(recipe: Recipe, rows: list[Row]) -> list[str]:
     """The column `completion`; for a cold start the worked steps, or no thought, then the
     column `written` (a puzzle's gold is no answer but says how to tell one), else the gold."""
     if recipe.cold_start is None:
-        return [str(row["completion"]) for row in rows]
+        return [text_of(row["completion"], recipe.tags) for row in rows]
     draw = random.Random(recipe.seed)
     tags, share = recipe.tags, recipe.cold_start.direct_share
     return [

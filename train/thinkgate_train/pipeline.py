@@ -17,6 +17,7 @@ from thinkgate.config import Config, apply_overrides, bundled, nearest, parse, r
 from thinkgate.console import console
 from thinkgate.errors import ConfigError
 from thinkgate_train.recipe import Recipe
+from thinkgate_train.run_state import INCIDENTAL
 
 __all__ = ["Pipeline", "Stage", "differences", "finished", "load_recipe", "load_stages"]
 
@@ -97,7 +98,7 @@ def finished(stage: Stage) -> bool:
         return False
     # What was done says where its base lay; a base may have one of its own, beside it.
     asked, _ = base_stage(stage.recipe, stage.out.parent)
-    differing = differences(asked.model_dump(mode="json"), done)
+    differing = differences(asked.model_dump(mode="json", exclude=set(INCIDENTAL)), done)
     if differing:
         raise ConfigError(
             f"{stage.out} was made with another {', '.join(differing)}; choose another folder "

@@ -5,8 +5,9 @@ none is mirrored here. Recipes lie in `train/recipes/`; `thinkgate train NAME` f
 ones. Knows what may be written; `trl_options.py` knows what TRL takes, `run.py` what happens.
 """
 
+from difflib import get_close_matches
 from string import Formatter
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -113,11 +114,17 @@ class ColdStart(Config):
 
 
 class Reward(Config):
-    """One reward function by name or as `module:function`, its weight and its arguments."""
+    """One reward function by name or as `module:function`, its weight and its arguments; the name
+    alone will do."""
 
     name: str
-    weight: float = 1.0
+    weight: Annotated[float, Field(allow_inf_nan=False)] = 1.0
     args: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_alone(cls, data: Any) -> Any:
+        return {"name": data} if isinstance(data, str) else data
 
     @model_validator(mode="after")
     def _known(self) -> "Reward":
@@ -129,7 +136,7 @@ class Peft(Config):
     """LoRA (arXiv 2106.09685); the adapter is kept, and merged into the saved weights."""
 
     r: Annotated[int, Field(ge=1)] = 16
-    alpha: Annotated[float, Field(gt=0)] = 32
+    alpha: Annotated[int, Field(ge=1)] = 32
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     target_modules: str | list[str] = "all-linear"
 
@@ -211,7 +218,7 @@ class Recipe(Config):
     """How long it takes there, and whether that was measured."""
     moves: dict[str, Literal["up", "down"]] = Field(default_factory=dict)
     """Which way each metric goes when the run works, said again at its end."""
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     model: Model
     data: Data
     prepare: Prepare = Prepare()
@@ -249,12 +256,31 @@ class Recipe(Config):
                 moved[section] = {new: value, **(moved.get(section) or {})}
         return moved
 
+    @model_validator(mode="before")
+    @classmethod
+    def _misplaced(cls, data: Any) -> Any:
+        method: Any = data.get("method") if isinstance(data, dict) else None
+        if method not in get_args(Method) or method == "sample":
+            return data
+        for key in map(str, data.keys() - cls.model_fields.keys()):
+            if get_close_matches(key, cls.model_fields, cutoff=0.75):
+                continue  # a slip of the pen; TRL takes seconds to load
+            from thinkgate_train.trl_options import is_option
+
+            if is_option(key, method):
+                raise ValueError(f"'{key}' is an option of the trainer: write trl.{key}")
+        return data
+
     @model_validator(mode="after")
     def _fits_method(self) -> "Recipe":
         rl = self.method in RL_METHODS
         if rl and not self.rewards:
             raise ValueError(
                 f"method '{self.method}' needs 'rewards'; start with [{{name: correctness}}]"
+            )
+        if rl and not any(reward.weight for reward in self.rewards):
+            raise ValueError(
+                "all 'rewards' have weight 0, so nothing is learned; give one a weight"
             )
         if not rl and self.rewards:
             raise ValueError(f"method '{self.method}' takes no 'rewards'")

@@ -6,9 +6,9 @@ checkpoint is measured or served; it ends with a manifest on disk.
 """
 
 import functools
-import json
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ from thinkgate.checkpoint import (
     now,
     package_versions,
     require_space,
-    write_atomic,
     write_manifest,
     writing_checkpoint,
 )
@@ -33,7 +32,7 @@ from thinkgate.errors import ConfigError
 from thinkgate.format import prefilled_by, split
 from thinkgate.hub import prepare, push
 from thinkgate_train.curriculum import by_pass_rate
-from thinkgate_train.data import Rows, fingerprint, prepare_rows
+from thinkgate_train.data import Rows, fingerprint, opens_thought, prepare_rows
 from thinkgate_train.health.plots import write_plots
 from thinkgate_train.health.verdict import RunFacts
 from thinkgate_train.health.watch import Watch
@@ -42,26 +41,33 @@ from thinkgate_train.models import Start, load_start, merged_model, prepare_libr
 from thinkgate_train.preflight import preflight, require_chat_template
 from thinkgate_train.recipe import Recipe
 from thinkgate_train.rewards import build
-from thinkgate_train.trainers import Parts, build_trainer
+from thinkgate_train.rewards.function import RewardFunction, Splitter
+from thinkgate_train.run_state import COMPLETIONS, METRICS, RunState
+from thinkgate_train.trainers import Parts, build_trainer, explained
 from thinkgate_train.trl_options import trl_config
 
-__all__ = ["METRICS", "RunState", "main_process", "train", "write_base"]
+__all__ = ["main_process", "train", "write_base"]
 
-METRICS = "metrics.jsonl"
-COMPLETIONS = "completions.jsonl"
+RESULT = "result"
+"""Folder, in the run's own, of what the trainer saves at the end."""
 RECORDED_PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "thinkgate")
-# What may differ between a run and its resumption: how far and how it goes on, not what it is.
-RESUMABLE = (
-    "trl",
-    "health",
-    "hang_after",
-    "disk_mib",
-    "preflight",
-    "push_to",
-    "hardware",
-    "time",
-    "moves",
-)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """What a recipe comes to, before it is trained."""
+
+    recipe: Recipe
+    start: Start
+    rows: Rows
+    config: Any
+    """TRL's config object."""
+    splitter: Splitter
+    prefilled: bool
+    """The prompt opens the thought."""
+    rewards: list[RewardFunction]
+    """The recipe's, then those that only look on."""
+    facts: RunFacts
 
 
 def train(
@@ -81,84 +87,106 @@ def train(
     """
     prepare_libraries()
     require_space(out, recipe.disk_mib)
+    writes = main_process() and not check_only
+    with RunState(out) as state:
+        if writes:
+            state.hold()
+        step = 0 if check_only else state.step_to_go_on_from(recipe, resume=resume, restart=restart)
+        run = _prepare(recipe, state.folder, data_dir)
+        # A run that goes on was looked at when it began.
+        if main_process() and (check_only or (recipe.preflight.enabled and not resume)):
+            preflight(
+                recipe,
+                run.start,
+                run.rows,
+                run.rewards[: len(recipe.rewards)],
+                run.splitter,
+                run.config,
+                data_dir,
+                detailed=check_only,
+            )
+        if check_only:
+            return None
+        if writes and not step:
+            state.begin(recipe)
+        trainer, health = _fit(run, out, state, step)
+        # By all processes: sharded weights are gathered here.
+        trainer.save_model(str(state.folder / RESULT))
+        if writes:
+            _finish(run, out, state, health)
+            if recipe.push_to is not None:
+                upload = prepare(out, recipe.push_to, allow_ungated=True)
+                console.print(f"  pushed to {push(upload)}", soft_wrap=True)
+        trainer.accelerator.wait_for_everyone()
+    return load_checkpoint(out)
+
+
+def _prepare(recipe: Recipe, folder: Path, data_dir: Path | None) -> Prepared:
+    """Everything that can be wrong with a recipe, its model and its data is found here."""
     from transformers import set_seed
 
     set_seed(recipe.seed)
-    state = RunState(out)
-    step = 0 if check_only else state.step_to_go_on_from(recipe, resume=resume, restart=restart)
     watched = recipe.watched()
-    config: Any = trl_config(watched, str(state.folder))
+    config: Any = trl_config(watched, str(folder))
     start = load_start(recipe)
     require_chat_template(recipe, start.tokenizer)
     rows = prepare_rows(recipe, start.tokenizer, data_dir)
-    # Rows that are conversations already are rendered by the template, whatever 'prompt' says.
-    plain = isinstance(rows.train[0].get("prompt", "" if not recipe.prompt.chat else None), str)
-    prefilled = not plain and prefilled_by(start.tokenizer, tags=recipe.tags)
+    prefilled = opens_thought(recipe, rows, start.tokenizer)
     splitter = functools.partial(split, prefilled=prefilled, tags=recipe.tags)
     if recipe.prepare.curriculum is not None:
         rows = by_pass_rate(recipe, start, rows, splitter, config)
-    rewards = [build(reward.name, splitter, reward.args) for reward in watched.rewards]
     for note in rows.notes:
         console.print(f"  {note}", soft_wrap=True)
-    # A run that goes on was looked at when it began.
-    if main_process() and (check_only or (recipe.preflight.enabled and not resume)):
-        preflight(
-            recipe,
-            start,
-            rows,
-            rewards[: len(recipe.rewards)],
-            splitter,
-            config,
-            data_dir,
-            detailed=check_only,
-        )
-    if check_only:
-        return None
-    if not step and main_process():
-        state.begin(recipe)
-    with progress(recipe.name) as meter:
+    return Prepared(
+        recipe=recipe,
+        start=start,
+        rows=rows,
+        config=config,
+        splitter=splitter,
+        prefilled=prefilled,
+        rewards=[build(reward.name, splitter, reward.args) for reward in watched.rewards],
+        facts=_facts(watched, config, prefilled),
+    )
+
+
+def _fit(run: Prepared, out: Path, state: RunState, step: int) -> tuple[Any, HealthRecord | None]:
+    """Train from `step` on: the trainer and what the watch found. KeyboardInterrupt when stopped
+    by a signal, after the step was saved."""
+    with progress(run.recipe.name) as meter:
         watch = Watch(
             folder=state.folder,
             meter=meter,
-            facts=_facts(watched, config, prefilled),
-            mode=recipe.health,
+            facts=run.facts,
+            mode=run.recipe.health,
             main=main_process(),
-            hang_after=recipe.hang_after,
+            hang_after=run.recipe.hang_after,
         )
         if step:
             watch.resume(step)
         interruption = Interruption()
         trainer = build_trainer(
-            recipe,
+            run.recipe,
             Parts(
-                start=start,
-                rows=rows,
-                config=config,
-                rewards=watch.observe(rewards, splitter, start.tokenizer),
+                start=run.start,
+                rows=run.rows,
+                config=run.config,
+                rewards=watch.observe(run.rewards, run.splitter, run.start.tokenizer),
                 callbacks=[
                     watch.callback(),
-                    interruption.callback(learning_rate=config.learning_rate),
+                    interruption.callback(learning_rate=run.config.learning_rate),
                 ],
             ),
         )
         _keep_tensorboard(trainer, out)
         try:
-            with interruption.watching():
+            with interruption.watching(), explained(run.recipe, trainer):
                 trainer.train(resume_from_checkpoint=str(state.checkpoint(step)) if step else None)
         finally:
             watch.close()
     if interruption.happened:
         console.print(f"  step {trainer.state.global_step} is saved; --resume goes on from it")
         raise KeyboardInterrupt
-    result = state.folder / "result"
-    trainer.save_model(str(result))  # by all processes: sharded weights are gathered here
-    if main_process():
-        _finish(recipe, out, state, start, rows, _template(recipe, start, prefilled, config), watch)
-        if recipe.push_to is not None:
-            upload = prepare(out, recipe.push_to, allow_ungated=True)
-            console.print(f"  pushed to {push(upload)}", soft_wrap=True)
-    trainer.accelerator.wait_for_everyone()
-    return load_checkpoint(out)
+    return trainer, watch.record()
 
 
 def write_base(recipe: Recipe, out: Path) -> Checkpoint:
@@ -196,75 +224,10 @@ def main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-class RunState:
-    """The hidden folder of an unfinished run."""
-
-    def __init__(self, out: Path) -> None:
-        self.folder = out.with_name(f".{out.name}.training")
-        self._out = out
-
-    def step_to_go_on_from(self, recipe: Recipe, *, resume: bool, restart: bool) -> int:
-        """0 to begin. ConfigError when a state is there and not asked for, is asked for and not
-        there, or belongs to another recipe."""
-        latest = self.latest()
-        if resume and not latest:
-            raise ConfigError(
-                f"{self._out}: there is no interrupted run to resume; start it without --resume"
-            )
-        if latest and not resume and not restart:
-            raise ConfigError(
-                f"{self._out}: an interrupted run has reached step {latest}; pass --resume to go "
-                "on, or --force to start over"
-            )
-        if resume:
-            self._require_same(recipe)
-        return latest if resume else 0
-
-    def begin(self, recipe: Recipe) -> None:
-        """An empty folder that knows its recipe."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-        write_atomic(self.folder / "recipe.json", recipe.model_dump_json(indent=2))
-        (self.folder / METRICS).touch()
-
-    def latest(self) -> int:
-        """The newest step whose state is complete, else 0."""
-        # trainer_state.json is the last file the trainer writes.
-        found = self.folder.glob("checkpoint-*/trainer_state.json")
-        return max((int(file.parent.name.rpartition("-")[2]) for file in found), default=0)
-
-    def checkpoint(self, step: int) -> Path:
-        """The trainer's state at `step`."""
-        return self.folder / f"checkpoint-{step}"
-
-    def read(self, name: str) -> list[dict[str, Any]]:
-        """The rows of one of the run's JSONL files; none when it was never written."""
-        file = self.folder / name
-        lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-        return [json.loads(line) for line in lines]
-
-    def _require_same(self, recipe: Recipe) -> None:
-        begun = json.loads((self.folder / "recipe.json").read_text(encoding="utf-8"))
-        asked = recipe.model_dump(mode="json")
-        changed = [k for k in asked if k not in RESUMABLE and asked[k] != begun.get(k)]
-        if changed:
-            raise ConfigError(
-                f"{self._out}: the interrupted run had another {', '.join(changed)}; resume it "
-                "with the same recipe, or pass --force to start over"
-            )
-
-
-def _finish(
-    recipe: Recipe,
-    out: Path,
-    state: RunState,
-    start: Start,
-    rows: Rows,
-    template: TemplateFingerprint,
-    watch: Watch,
-) -> None:
+def _finish(run: Prepared, out: Path, state: RunState, health: HealthRecord | None) -> None:
     """The checkpoint folder from what training left, its manifest last."""
-    result = state.folder / "result"
-    health: HealthRecord | None = watch.record()
+    recipe, start, rows = run.recipe, run.start, run.rows
+    result = state.folder / RESULT
     metrics = state.read(METRICS)
     data_print, keys = fingerprint(recipe.data.source, rows)
     inherited = start.parent.seen_prompts() if start.parent else frozenset[str]()
@@ -298,7 +261,7 @@ def _finish(
                 recipe=recipe.name,
                 config=recipe.model_dump(mode="json"),
                 data=(*(start.parent.manifest.data if start.parent else ()), data_print),
-                template=template,
+                template=_template(recipe, start, run.prefilled, run.config),
                 packages=package_versions(*RECORDED_PACKAGES),
                 seed=recipe.seed,
                 parent=start.parent.digest if start.parent else None,

@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from thinkgate.answers import Verdict, check_many
-from thinkgate.checkpoint import now, require_space, write_atomic
+from thinkgate.checkpoint import alone, now, require_space, write_atomic
 from thinkgate.config import parse
 from thinkgate.console import Meter, console, progress
 from thinkgate.errors import ConfigError, DataError, EndpointError, MissingDependencyError
-from thinkgate.format import SplitStatus, prefilled_by, split
+from thinkgate.format import SplitStatus, split
 from thinkgate.records import read_records
-from thinkgate_train.data import Rows, prepare_rows, render
+from thinkgate_train.data import Rows, opens_thought, prepare_rows, render
 from thinkgate_train.models import load_start, load_tokenizer, prepare_libraries
 from thinkgate_train.recipe import Recipe, Sampling
 
@@ -70,7 +70,18 @@ def sample_rows(
     if check_only:
         console.print(f"  {len(rows.train)} problems x {settings.samples} samples to take")
         return
-    taken = _Taken(out.with_name(f".{out.name}.sampling"), recipe)
+    folder = out.with_name(f".{out.name}.sampling")
+    folder.mkdir(parents=True, exist_ok=True)
+    with alone(folder):
+        taken = _Taken(folder, recipe)
+        prefilled = _take(recipe, tokenizer, rows, taken)
+        _keep(recipe, out, rows, taken, prefilled)
+
+
+def _take(recipe: Recipe, tokenizer: Any, rows: Rows, taken: "_Taken") -> bool:
+    """Sample what is missing; whether the completions begin inside a thought."""
+    settings = recipe.sampling
+    assert settings is not None
     open_wanted = [
         wanted
         for row in range(len(rows.train))
@@ -79,11 +90,14 @@ def sample_rows(
     ]
     with progress(recipe.name, total=len(open_wanted)) as meter, taken.writing(meter) as sink:
         if settings.endpoint is not None:
-            prefilled = False  # an endpoint sends the whole thought, whatever its template does
             asyncio.run(_from_endpoint(recipe, settings, rows, open_wanted, sink))
-        else:
-            prefilled = recipe.prompt.chat and prefilled_by(tokenizer, tags=recipe.tags)
-            _from_model(recipe, settings, rows, open_wanted, sink)
+            return False  # an endpoint sends the whole thought, whatever its template does
+        _from_model(recipe, settings, rows, open_wanted, sink)
+    return opens_thought(recipe, rows, tokenizer)
+
+
+def _keep(recipe: Recipe, out: Path, rows: Rows, taken: "_Taken", prefilled: bool) -> None:
+    """Write what is worth learning from; DataError when nothing is."""
     accepted, counts = _accepted(recipe, rows, taken.texts, prefilled)
     shown = ", ".join(f"{reason} {count:,}" for reason, count in counts.most_common())
     console.print(f"[bold]{out}[/]: {len(accepted):,} kept; {shown}", soft_wrap=True)

@@ -5,7 +5,7 @@ The files they save are those of any Hub model: transformers, vLLM and lm-eval l
 
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from thinkgate.config import Config
 from thinkgate.format import THINK
@@ -47,6 +47,20 @@ class Scratch(Config):
     """Standard deviation of the initial weights. Qwen3's 0.02 suits thousands of hidden units; at
     this width it leaves the first hundreds of steps without a signal to learn from."""
 
+    @property
+    def heads(self) -> int:
+        """Attention heads."""
+        return max(1, self.hidden_size // self.head_dim)
+
+    @model_validator(mode="after")
+    def _heads_share_evenly(self) -> "Scratch":
+        if self.heads % self.kv_heads:
+            raise ValueError(
+                f"{self.heads} attention heads (hidden_size // head_dim) do not divide among "
+                f"kv_heads {self.kv_heads}; set kv_heads to 1, or to a divisor of them"
+            )
+        return self
+
 
 def build_tokenizer() -> "PreTrainedTokenizerBase":
     """One token per byte, so any UTF-8 text encodes, plus the chat roles and the think tags.
@@ -82,7 +96,7 @@ def build_model(tokenizer: "PreTrainedTokenizerBase", size: Scratch) -> "Qwen3Fo
         "hidden_size": size.hidden_size,
         "intermediate_size": size.intermediate_size,
         "num_hidden_layers": size.layers,
-        "num_attention_heads": max(1, size.hidden_size // size.head_dim),
+        "num_attention_heads": size.heads,
         "num_key_value_heads": size.kv_heads,
         "head_dim": size.head_dim,
         "max_position_embeddings": size.max_length,

@@ -190,7 +190,26 @@ def _named(row: Mapping[str, Any], columns: Columns, where: str) -> Row:
         named["gold"] = gold.strip()
     turns = named.pop("messages", None)
     if turns and "completion" not in named:
-        if not isinstance(turns, list) or turns[-1].get("role") != "assistant":
+        if not _is_conversation(turns) or turns[-1]["role"] != "assistant":
             raise DataError(f"{where}: '{columns.messages}' must end with an assistant turn")
-        named["prompt"], named["completion"] = turns[:-1], str(turns[-1]["content"])
+        named["prompt"], named["completion"] = turns[:-1], turns[-1:]
+    for ours in ("prompt", "completion", "chosen", "rejected"):
+        value = named.get(ours)
+        if value and not isinstance(value, str) and not _is_conversation(value):
+            raise DataError(
+                f"{where}: '{getattr(columns, ours)}' is {str(value)[:60]}; it must be text, or a "
+                "list of messages that each have a 'role' and a 'content'"
+            )
+    if isinstance(named.get("gold"), list | Mapping):
+        raise DataError(
+            f"{where}: '{columns.gold}' is {str(named['gold'])[:60]}; it must be text or a number"
+        )
     return named
+
+
+def _is_conversation(value: Any) -> bool:
+    """Messages as chat templates take them; a tool call has no content."""
+    return isinstance(value, list) and all(
+        isinstance(turn, Mapping) and isinstance(turn.get("role"), str) and "content" in turn
+        for turn in value
+    )

@@ -16,7 +16,7 @@ from thinkgate_train.rollouts import refuse_truncated_sampling
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
-__all__ = ["trl_config"]
+__all__ = ["is_option", "trl_config"]
 
 # Keys that mean something else now, and what to write instead. Those whose meaning is clear are
 # accepted by `recipe.OLD_KEYS`.
@@ -28,7 +28,23 @@ REMOVED = {
     "resume_from_checkpoint": "use --resume on the command line",
     "reward_weights": "give each of the 'rewards' its weight",
     "model_init_kwargs": "use the 'model' section",
+    "push_to_hub": "set 'push_to' at the top of the recipe; the finished checkpoint is uploaded",
 }
+# With less, nothing would be trained, or the trainer would fail or do the opposite, unasked.
+LEAST = {
+    "per_device_train_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "steps_per_generation": 1,
+    "num_iterations": 1,
+    "max_completion_length": 1,
+    "max_length": 1,
+    "learning_rate": 0,
+    "beta": 0,
+    "epsilon": 0,
+    "weight_decay": 0,
+    "max_grad_norm": 0,
+}
+ABOVE_0 = ("temperature", "num_train_epochs")
 PLAIN = {int, float, bool, str, type(None)}
 
 
@@ -39,16 +55,17 @@ def trl_config(recipe: Recipe, output_dir: str) -> "TrainingArguments":
     _require_trackers(recipe)
 
     kind: Any = _config_class(recipe.method)
-    known = {field.name for field in dataclasses.fields(kind) if field.init}
+    known = _options(kind)
     for key in recipe.trl:
         if key in REMOVED:
             raise ConfigError(f"{recipe.name}: trl.{key} is not an option here: {REMOVED[key]}")
         if key not in known:
             raise ConfigError(f"{recipe.name}: unknown key 'trl.{key}'; {nearest(key, known)}")
-    _check_types(recipe, kind)
+    _check_values(recipe, kind)
     if recipe.method in ("grpo", "rloo"):
         _check_groups(recipe, kind)
     if recipe.method in RL_METHODS:
+        _check_vllm(recipe)
         refuse_truncated_sampling(recipe.trl, recipe.name, method=recipe.method)
     # Where there is no accelerator, TRL's bf16 default and its device choice would fail later.
     defaults: dict[str, Any] = {} if torch.cuda.is_available() else {"use_cpu": True, "bf16": False}
@@ -61,14 +78,28 @@ def trl_config(recipe: Recipe, output_dir: str) -> "TrainingArguments":
         fixed["reward_weights"] = [reward.weight for reward in recipe.rewards]
     try:
         config = kind(**{**defaults, **saved, **quiet, **recipe.trl, **fixed})
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, ImportError) as error:
         raise ConfigError(f"{recipe.name}: trl: {' '.join(str(error).split())}") from error
+    if config.eval_strategy != "no" and not recipe.prepare.held_out:
+        raise ConfigError(
+            f"{recipe.name}: trl.eval_strategy is {recipe.trl['eval_strategy']}, and no rows are "
+            "held out to measure on; set prepare.held_out, for example to 64"
+        )
     if recipe.model.scratch is not None and getattr(config, "beta", 0) != 0:
         raise ConfigError(
             f"{recipe.name}: trl.beta is {config.beta:g}, so a reference model is loaded from "
             "model.path, and a model from scratch has none; set trl.beta=0, or train it first"
         )
     return config
+
+
+def is_option(key: str, method: str) -> bool:
+    """Whether the config class of a method that trains has an option of that name."""
+    return key in _options(_config_class(method))
+
+
+def _options(kind: Any) -> set[str]:
+    return {field.name for field in dataclasses.fields(kind) if field.init}
 
 
 def _config_class(method: str) -> type:
@@ -87,8 +118,9 @@ def _config_class(method: str) -> type:
     }[method]
 
 
-def _check_types(recipe: Recipe, kind: type) -> None:
-    """Numbers where numbers belong: transformers does not look, and fails later in the middle."""
+def _check_values(recipe: Recipe, kind: type) -> None:
+    """Numbers where numbers belong, and not too small: transformers does not look, and fails later
+    in the middle."""
     hints = get_type_hints(kind)
     for key, value in recipe.trl.items():
         allowed = set(get_args(hints[key])) or {hints[key]}
@@ -98,6 +130,17 @@ def _check_types(recipe: Recipe, kind: type) -> None:
         if not isinstance(value, tuple(accepted)):
             names = " or ".join(sorted(t.__name__ for t in allowed - {type(None)}))
             raise ConfigError(f"{recipe.name}: trl.{key} is {value!r}; it must be {names}")
+        if value is None:
+            continue
+        if value < LEAST.get(key, value):
+            raise ConfigError(f"{recipe.name}: trl.{key} is {value}; {LEAST[key]} is the least")
+        if key in ABOVE_0 and value <= 0:
+            raise ConfigError(f"{recipe.name}: trl.{key} is {value}; it must be above 0")
+        if key == "max_steps" and value == 0:
+            raise ConfigError(
+                f"{recipe.name}: trl.max_steps is 0, so nothing would be trained; give a number, "
+                "or leave it out and set trl.num_train_epochs"
+            )
 
 
 def _check_groups(recipe: Recipe, kind: Any) -> None:
@@ -124,6 +167,18 @@ def _check_groups(recipe: Recipe, kind: Any) -> None:
             f"{recipe.name}: prepare.dynamic_sampling exchanges whole groups within a process, and "
             f"groups of {group} do not divide the {batch // _processes()} rollouts of each; set "
             "trl.per_device_train_batch_size to a multiple of trl.num_generations"
+        )
+
+
+def _check_vllm(recipe: Recipe) -> None:
+    """vLLM's CPU backend packs its weights when it loads them and takes no new ones after a step;
+    without a server to talk to, TRL would wait for minutes."""
+    import torch
+
+    if recipe.trl.get("use_vllm") and not torch.cuda.is_available():
+        raise ConfigError(
+            f"{recipe.name}: trl.use_vllm needs a CUDA GPU, since vLLM on a CPU cannot take the "
+            "weights of the next step; drop it, and rollouts are sampled in this process"
         )
 
 

@@ -22,7 +22,7 @@ from thinkgate_train.preflight.rewards_topic import reward_topic
 from thinkgate_train.preflight.rollouts_topic import Plan, judge_with, rollout_topic
 from thinkgate_train.preflight.trial import Trial, obstacle, without_a_trace
 from thinkgate_train.recipe import RL_METHODS, Recipe
-from thinkgate_train.rewards.function import RewardFunction, Splitter
+from thinkgate_train.rewards.function import RewardFunction, Splitter, text_of
 from thinkgate_train.rewards.scoring import Scorer
 from thinkgate_train.sources import prompt_text, suite_prompts
 
@@ -161,7 +161,9 @@ def _repeated_tag(run: Run) -> str | None:
     rows = run.rows.train
     count = len(rows)
     if run.recipe.cold_start is None:
-        count = sum(str(row["completion"]).lstrip().startswith(opening) for row in rows)
+        count = sum(
+            text_of(r["completion"], run.recipe.tags).lstrip().startswith(opening) for r in rows
+        )
     if not count:
         return None
     return (

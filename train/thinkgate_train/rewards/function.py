@@ -28,6 +28,7 @@ from thinkgate.errors import ConfigError, ThinkgateError, TrainingError
 from thinkgate.format import THINK, Split, Tags
 
 __all__ = [
+    "TRL_ARGUMENTS",
     "RewardFunction",
     "Splitter",
     "column",
@@ -45,11 +46,11 @@ RewardFunction = Callable[..., list[float | None]]
 """TRL's signature: keyword arguments `prompts`, `completions`, `completion_ids`, data columns,
 `log_metric`; one value each, None where it could not be measured."""
 
-# What TRL passes beside the columns of the data.
 TRL_ARGUMENTS = frozenset(
     {"prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric"}
     | {"environments"}
 )
+"""What TRL passes beside the columns of the data; a column of such a name it cannot pass."""
 THOUGHT_KEYS = ("reasoning_content", "thinking", "reasoning")
 
 
