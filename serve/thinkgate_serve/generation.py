@@ -190,7 +190,7 @@ class Thinking(Choice):
 
     @property
     def stopped(self) -> bool:
-        return any(stops.matched is not None for stops in self._stops.values())
+        return not self._plain and any(stop.matched is not None for stop in self._stops.values())
 
     @property
     def truncated(self) -> bool:

@@ -59,9 +59,8 @@ class Writer(Protocol):
         ...
 
 
-def dumps(value: Any) -> str:
-    """Compact JSON."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+dumps = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+"""Compact JSON. `json.dumps` would make such an encoder for every token: 2.4 µs instead of 0.2."""
 
 
 def usage(prompt_tokens: int, choices: Sequence[Choice]) -> dict[str, Any]:
