@@ -23,6 +23,7 @@ from thinkgate_clients.client import (
     ReasoningText,
     Reply,
     RequestFailed,
+    Usage,
     key_from,
 )
 
@@ -57,6 +58,13 @@ def streamed(client: Client, **sampling: Any) -> Reply:
     reply = last.reply
     assert "".join(p.text for p in pieces if isinstance(p, ReasoningText)) == reply.reasoning
     assert "".join(p.text for p in pieces if isinstance(p, AnswerText)) == (reply.answer or "")
+    counted = [piece for piece in pieces if isinstance(piece, Usage)]
+    cost = Usage(
+        prompt_tokens=reply.prompt_tokens,
+        completion_tokens=reply.completion_tokens,
+        reasoning_tokens=reply.reasoning_tokens,
+    )
+    assert counted == ([] if reply.completion_tokens is None else [cost])
     return reply
 
 

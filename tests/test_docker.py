@@ -112,6 +112,16 @@ def test_kubernetes_manifests_are_valid() -> None:
     assert {"Deployment", "Service", "HorizontalPodAutoscaler", "PodDisruptionBudget"} <= kinds
 
 
+def test_containers_are_told_whose_signatures_count() -> None:
+    server = yaml.safe_load((DOCKER / "compose.yaml").read_text())["services"]["server"]
+    folder = server["environment"]["THINKGATE_TRUSTED"]
+    assert any(volume.endswith(f":{folder}:ro") for volume in server["volumes"])
+    [deployment] = [m for m in _manifests() if m["kind"] == "Deployment"]
+    [container] = deployment["spec"]["template"]["spec"]["containers"]
+    [folder] = [e["value"] for e in container["env"] if e["name"] == "THINKGATE_TRUSTED"]
+    assert folder in [m["mountPath"] for m in container["volumeMounts"] if m.get("readOnly")]
+
+
 def test_commands_in_containers_are_ones_serve_takes() -> None:
     import argparse
 

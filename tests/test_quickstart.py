@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -137,7 +139,9 @@ def test_running_again_does_nothing_twice(finished: tuple[Path, str]) -> None:
     assert "was made with another seed; choose another folder with --out" in other.stderr
 
 
-def test_the_readme_examples_work(finished: tuple[Path, str]) -> None:
+def test_the_examples_of_readme_and_tutorial_work(
+    finished: tuple[Path, str], tmp_path: Path
+) -> None:
     """curl and openai, as pasted; only the port is another."""
     blocks = re.findall(r"```(bash|python)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert [language for language, _ in blocks] == ["bash", "python"]
@@ -153,6 +157,53 @@ def test_the_readme_examples_work(finished: tuple[Path, str]) -> None:
         assert said.startswith("8+7=15") and said.endswith(message["content"])
         asked = [sys.executable, "-m", "thinkgate", "chat", "--url", server.base_url, "8+7-6+9-3"]
         assert "8+7=15" in subprocess.check_output([*asked, "--temperature", "0"], text=True)
+        program = tutorial_files()["ask.py"].replace("http://127.0.0.1:8000", address)
+        [line] = re.findall(r"ask\.py ([\d+-]+)$", LAPTOP, re.MULTILINE)
+        said = subprocess.check_output([sys.executable, "-c", program, line], text=True)
+        assert re.fullmatch(r"8\+7=15\n(.+\n)+answer: \d+\n?", said), said
+
+
+TUTORIAL = (ROOT / "docs" / "tutorial.md").read_text()
+LAPTOP = TUTORIAL.partition("\n## On one GPU")[0]
+
+
+def tutorial_files() -> dict[str, str]:
+    """The files its reader writes: blocks whose first line names one."""
+    return dict(re.findall(r"^```\w+ (\S+)\n(.*?)^```", LAPTOP, re.MULTILINE | re.DOTALL))
+
+
+def test_the_tutorial_goes_as_it_says(finished: tuple[Path, str], tmp_path: Path) -> None:
+    """Its laptop part on a copy of the quickstart: every command in turn, with its verdict."""
+    root, _ = finished
+    (tmp_path / "runs").mkdir()
+    for name in ("run", "registry"):
+        shutil.copytree(root / name, tmp_path / "runs" / name)
+    (tmp_path / "runs" / "quickstart").symlink_to("run")
+    for name, text in tutorial_files().items():
+        (tmp_path / name).write_text(text)
+    commands = re.findall(r"^    \.venv/bin/(thinkgate|python) (.*)$", LAPTOP, re.MULTILINE)
+    expected = {"gate": 3, "gate --fresh": 0, "serve": 2, "more.py": 0, "promote": 0}
+    ran = set[str]()
+    for program, line in commands:
+        words = shlex.split(line)
+        if words[0] == "ask.py" or (words[0] == "serve" and "promote" in ran):
+            continue  # of a server: the test above
+        kind = "gate --fresh" if "--fresh" in words else words[0]
+        ours = ["-m", "thinkgate"] if program == "thinkgate" else []
+        done = subprocess.run(
+            [sys.executable, *ours, *words],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=tmp_path,
+        )
+        assert done.returncode == expected[kind], f"{line}\n{done.stdout}\n{done.stderr}"
+        ran.add(kind)
+        if kind == "gate --fresh":
+            assert "PASS  policy mine" in done.stdout
+        elif kind == "serve":
+            assert "the gate said INCONCLUSIVE" in done.stderr
+    assert ran == set(expected)
 
 
 def test_gsm8k_rows_go_through_the_same_path(finished: tuple[Path, str], tmp_path: Path) -> None:

@@ -16,7 +16,14 @@ from rich.text import Text
 
 from thinkgate.console import printable
 from thinkgate.format import SplitStatus
-from thinkgate_clients.reply import AnswerText, Event, Finished, ReasoningText, Reply
+from thinkgate_clients.reply import (
+    AnswerText,
+    Event,
+    Finished,
+    ReasoningText,
+    Reply,
+    Usage,
+)
 
 __all__ = ["Display", "displaying"]
 
@@ -36,6 +43,7 @@ class Display:
         if isinstance(event, Finished):
             self.out.print()
             self._remark(event.reply)
+        if isinstance(event, Finished | Usage):
             return
         if self._last is ReasoningText and isinstance(event, AnswerText):
             self.out.print()
@@ -76,6 +84,8 @@ class LiveDisplay(Display):
             case AnswerText(text):
                 self._fold()
                 self._answer(printable(text))
+            case Usage():
+                pass  # counted at the end
             case Finished(reply):
                 self._fold()
                 self._live.update("", refresh=True)

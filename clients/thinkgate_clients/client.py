@@ -35,6 +35,7 @@ from thinkgate_clients.reply import (
     Reading,
     ReasoningText,
     Reply,
+    Usage,
 )
 
 __all__ = [
@@ -50,6 +51,7 @@ __all__ = [
     "ReasoningText",
     "Reply",
     "RequestFailed",
+    "Usage",
     "key_from",
 ]
 

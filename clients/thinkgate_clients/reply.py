@@ -12,7 +12,16 @@ from typing import Any
 
 from thinkgate.format import Channel, SplitStatus, ThinkSplitter
 
-__all__ = ["AnswerText", "Consensus", "Event", "Finished", "Reading", "ReasoningText", "Reply"]
+__all__ = [
+    "AnswerText",
+    "Consensus",
+    "Event",
+    "Finished",
+    "Reading",
+    "ReasoningText",
+    "Reply",
+    "Usage",
+]
 
 DIGEST_HEADER = "X-Thinkgate-Model-Digest"
 
@@ -67,14 +76,26 @@ class AnswerText:
     text: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What the request cost, where the server says; comes once, before `Finished`.
+
+    A count is None where the server leaves it out; it is never guessed.
+    """
+
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    reasoning_tokens: int | None
+
+
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The last event of a stream: everything together, with usage."""
+    """The last event of a stream: everything together."""
 
     reply: Reply
 
 
-Event = ReasoningText | AnswerText | Finished
+Event = ReasoningText | AnswerText | Usage | Finished
 
 
 class Reading:
@@ -113,7 +134,13 @@ class Reading:
         if self._finish_reason is None:
             raise ValueError("the stream ended before the completion did")
         held = self._put(self._splitter.close())
-        return [*held, Finished(self._reply())]
+        reply = self._reply()
+        cost = Usage(
+            prompt_tokens=reply.prompt_tokens,
+            completion_tokens=reply.completion_tokens,
+            reasoning_tokens=reply.reasoning_tokens,
+        )
+        return [*held, *([cost] if self._usage else []), Finished(reply)]
 
     def _take(self, response: Any, part: str) -> list[Event]:
         choices = getattr(response, "choices", None)
