@@ -29,6 +29,7 @@ from thinkgate_clients.client import (
 
 CLOSED, TRUNCATED, UNTAGGED = SplitStatus.CLOSED, SplitStatus.TRUNCATED, SplitStatus.UNTAGGED
 NONE_COUNTED = {"prompt_tokens": 1, "completion_tokens": 5, "total_tokens": 6}
+NOT_COUNTED = {"reasoning_tokens": 0}  # as vLLM says of a thought that the prompt has opened
 
 SHAPES = {
     "both names": (Says("42", "six times seven"), ("six times seven", "42", CLOSED)),
@@ -103,14 +104,20 @@ def test_counts_and_origin_are_the_servers() -> None:
     [
         (Says("42", "six", usage=NONE_COUNTED), (None, None, 5)),
         (Says("42", usage=NONE_COUNTED), (0, 5, 5)),
+        (Says("42", "six", usage=NONE_COUNTED | {"reasoning_tokens": 3}), (3, 2, 5)),  # SGLang
+        (Says("42", "six", usage=NONE_COUNTED | {"reasoning_tokens": 0}), (None, None, 5)),
+        (
+            Says("42", "six", usage=NONE_COUNTED | {"completion_tokens_details": NOT_COUNTED}),
+            (None, None, 5),
+        ),
         (Says("42", "six", usage=None), (None, None, None)),
     ],
 )
 def test_counts_that_are_not_reported_are_not_guessed(said: Says, counts: tuple[Any, ...]) -> None:
     with ScriptedEndpoint(lambda _: said) as endpoint, Client(endpoint.base_url) as client:
-        reply = client.ask("q")
-        found = (reply.reasoning_tokens, reply.answer_tokens, reply.completion_tokens)
-        assert found == counts
+        for reply in (client.ask("q"), streamed(client)):
+            found = (reply.reasoning_tokens, reply.answer_tokens, reply.completion_tokens)
+            assert found == counts
 
 
 def test_parameters_the_sdk_does_not_know_reach_the_server() -> None:

@@ -67,13 +67,15 @@ def blocks(document: Path) -> list[Block]:
 
 
 def commands(document: Path) -> list[str]:
-    """Lines of shell blocks and indented lines that begin with a program, without their remarks."""
+    """What begins with a program: lines of shell blocks, indented lines, and in running text what
+    is not ours; without remarks."""
     lines: list[str] = []
     for block in blocks(document):
         if block.language in SHELL and not block.text.startswith("#!"):
             lines += block.text.replace("\\\n", " ").splitlines()
     outside = BLOCK.sub("", document.read_text(encoding="utf-8"))
     lines += re.findall(r"^ {4}(\S.*)$", outside, re.MULTILINE)
+    lines += [line for line in spans(outside) if not line.startswith("thinkgate ")]
     found: list[str] = []
     for line in lines:
         line = re.sub(r"^(?:[A-Z]+=\S+ +|\.venv/bin/)*", "", re.split(r"\s{3,}|\s+# ", line)[0])
@@ -82,11 +84,16 @@ def commands(document: Path) -> list[str]:
     return found
 
 
+def spans(text: str) -> list[str]:
+    """Inline code of more than one word that begins with a program."""
+    found = re.findall(rf"`((?:{'|'.join(PROGRAMS)})\s[^`]+)`", text)
+    return [line for line in (" ".join(span.split()) for span in found) if " | " not in line]
+
+
 def inline(document: Path) -> list[str]:
-    """Commands in running text, where arguments may be left out."""
+    """Our commands in running text, where arguments may be left out."""
     outside = BLOCK.sub("", document.read_text(encoding="utf-8"))
-    spans = re.findall(r"`(thinkgate [^`]+)`", outside)
-    return [line for line in (" ".join(span.split()) for span in spans) if " | " not in line]
+    return [line for line in spans(outside) if line.startswith("thinkgate ")]
 
 
 ALL = [(str(doc.relative_to(ROOT)), line) for doc in DOCUMENTS for line in commands(doc)]
@@ -114,9 +121,9 @@ def test_a_command_would_run(
         targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         assert words[0] in targets
     elif program == "pip":
-        extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-        [extra] = re.findall(r"thinkgate\[(\w+)\]", command)
-        assert extra in extras["optional-dependencies"]
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+        for extra in re.findall(r"thinkgate\[(\w+)\]", command):
+            assert extra in project["optional-dependencies"]
     elif program == "serve":
         module, _, name = words[1].partition(":")
         file = importlib.util.find_spec(module)  # importing Ray takes seconds
@@ -142,9 +149,8 @@ def check_ours(words: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
                 # vLLM's own checks want a GPU; the keys are checked without it.
                 trl = {k: v for k, v in stage.recipe.trl.items() if k not in ("use_vllm", "bf16")}
                 trl_config(stage.recipe.model_copy(update={"trl": trl}), str(tmp_path))
-    given: list[str] = [args.suite] if isinstance(getattr(args, "suite", None), str) else []
-    given += args.suite if isinstance(getattr(args, "suite", None), list) else []
-    for suite in ",".join(given).split(","):
+    given: str | list[str] = getattr(args, "suite", None) or ""
+    for suite in (given if isinstance(given, str) else ",".join(given)).split(","):
         if suite and ":" not in suite:
             assert (ROOT / "evals" / "suites" / f"{suite}.yaml").is_file(), suite
     policy = getattr(args, "policy", None)

@@ -184,13 +184,16 @@ class Reading:
     def _reply(self) -> Reply:
         self._put(self._splitter.close())
         answer = "".join(self._parts[Channel.ANSWER])
+        reasoning = "".join(self._parts[Channel.REASONING])
         completion, thinking = _token_counts(self._usage)
+        if thinking == 0 and reasoning:
+            thinking = None  # a server that has the field and does not count
         status = self._status(answer, thinking)
         if thinking is None and status is SplitStatus.UNTAGGED:
             thinking = 0
         rest = None if completion is None or thinking is None else completion - thinking
         return Reply(
-            reasoning="".join(self._parts[Channel.REASONING]),
+            reasoning=reasoning,
             answer=None if status is SplitStatus.TRUNCATED else answer,
             status=status,
             finish_reason=self._finish_reason,
@@ -215,10 +218,13 @@ class Reading:
 
 
 def _token_counts(usage: Any) -> tuple[int | None, int | None]:
-    """(completion tokens, reasoning tokens) as reported; None where not."""
+    """(completion tokens, reasoning tokens) as reported; None where not. SGLang reports the latter
+    beside the former, others one level below."""
     details = getattr(usage, "completion_tokens_details", None)
     completion = _count(getattr(usage, "completion_tokens", None))
     thinking = _count(getattr(details, "reasoning_tokens", None))
+    if thinking is None:
+        thinking = _count(getattr(usage, "reasoning_tokens", None))
     if completion is not None and thinking is not None and thinking > completion:
         return completion, None
     return completion, thinking
