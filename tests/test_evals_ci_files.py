@@ -53,6 +53,9 @@ def test_the_workflow_runs_what_is_there() -> None:
 @pytest.mark.parametrize("trained", [True, False])
 def test_the_script_ends_as_the_gate_does(code: int, trained: bool, tmp_path: Path) -> None:
     candidate, report = tmp_path / "candidate", tmp_path / "report"
+    report.mkdir()
+    (report / "summary.md").write_text("of an earlier run")
+    (report / "thesis.tex").write_text("whoever names a folder that is not empty keeps it")
     (candidate / "thinkgate").mkdir(parents=True)
     if trained:
         (candidate / "thinkgate" / "manifest.json").write_text("{}")
@@ -73,4 +76,5 @@ def test_the_script_ends_as_the_gate_does(code: int, trained: bool, tmp_path: Pa
     asked = calls.read_text().splitlines()
     assert [line.split()[0] for line in asked] == ([] if trained else ["train"]) + ["eval", "gate"]
     assert asked[-1].endswith("--against production --sequential --order-seed 3")
-    assert len(list(report.iterdir())) == (0 if code == 2 else 5)
+    assert (report / "thesis.tex").is_file()
+    assert len(list(report.iterdir())) == 1 + (0 if code == 2 else 5)

@@ -12,6 +12,7 @@ import pytest
 from scripted_endpoint import Fails, Says, ScriptedEndpoint, prompt_of
 from scripted_servers import RANK, Servers, checkpoint
 
+from thinkgate.answers import Verdict
 from thinkgate.checkpoint import (
     Decision,
     GateVerdict,
@@ -23,6 +24,7 @@ from thinkgate.cli import main
 from thinkgate.errors import CheckpointError
 from thinkgate.problems import prompt_key
 from thinkgate.provenance import verify
+from thinkgate.provenance.envelope import open_envelope
 from thinkgate.provenance.keys import trusted_keys
 from thinkgate.registry import Registry
 from thinkgate_evals.measure import records_folder
@@ -233,6 +235,75 @@ def test_a_signed_checkpoint_that_fails_later_is_refused_from_then_on(
         Registry(tmp_path / "registry").promote("production", passed)
 
 
+def test_an_alias_whose_folder_was_trained_into_again_is_no_incumbent(
+    servers: Servers, passed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Otherwise the new model would be compared with itself, and be no worse."""
+    root = tmp_path / "registry"
+    Registry(root).promote("production", passed)
+    shutil.rmtree(passed)
+    shutil.copytree(tmp_path / "weak", passed)
+    for command in (
+        ["gate", str(passed), "--policy", "quickstart", "--against", "production"],
+        ["eval", "production", "--suite", "arithmetic"],
+        ["eval", "compare", "production", str(passed)],
+    ):
+        assert main([*command, "--registry", str(root)]) == 2
+        assert "alias 'production' was promoted with digest" in capsys.readouterr().err
+
+
+def test_an_alias_is_not_a_folder_of_that_name(
+    servers: Servers, passed: Path, tmp_path: Path
+) -> None:
+    """As for `serve` and `show`."""
+    Registry(tmp_path / "registry").promote("production", passed)
+    checkpoint(tmp_path / "production")
+    command = ["--policy", "quickstart", "--against", "production", *SOME, "--out", "judged"]
+    assert gate(tmp_path / "weak", *command, "--registry", tmp_path / "registry") == 1
+    decision = json.loads((tmp_path / "judged" / "decision.json").read_text())
+    assert decision["incumbent"] == load_checkpoint(passed).digest
+
+
+@pytest.mark.parametrize("place", ["strong", "strong/eval", "strong/thinkgate/evals"])
+def test_nothing_is_written_among_the_files_of_a_checkpoint(
+    place: str, servers: Servers, passed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = contents(passed)
+    few = ["--suite", "arithmetic", "--limit", "3"]
+    for command in (
+        ["eval", "weak", *few, "--out", place],
+        ["eval", "weak", *few, "--cache", f"{place}/answers.sqlite"],
+        ["gate", "weak", "--policy", "smoke", "--out", place],
+        ["eval", "compare", "weak", "strong", "--out", place],
+    ):
+        assert main(command) == 2
+        error = capsys.readouterr().err
+        assert "lies in the checkpoint" in error and "choose a place outside" in error
+    assert contents(passed) == before
+    # What is not signed yet has its records inside.
+    assert main(["eval", "weak", *few, "--out", "weak/thinkgate/evals"]) == 0
+    assert main(["eval", "weak", *few, "--out", "weak"]) == 2
+
+
+def test_recorded_answers_have_the_verdicts_of_the_verifier_as_it_is_now(
+    servers: Servers, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whether an older verifier wrote the record, or somebody with an editor."""
+    weak, strong = checkpoint(tmp_path / "weak"), checkpoint(tmp_path / "strong")
+    command = ["--policy", "quickstart", "--against", str(strong), *SOME]
+    assert gate(weak, *command) == 1
+    before = decision_of(weak)
+    path = weak / "thinkgate/evals/arithmetic.jsonl"
+    path.write_text(path.read_text().replace('"verdict":"wrong"', '"verdict":"correct"'))
+    capsys.readouterr()
+    assert gate(weak, *command) == 1
+    assert "the verifier says of 90 recorded answers otherwise" in capsys.readouterr().err
+    assert decision_of(weak).id == before.id
+    assert sum(r.verdict is Verdict.WRONG for r in read_records(path)) == 90
+    assert gate(weak, *command) == 1
+    assert "otherwise" not in capsys.readouterr().err
+
+
 def test_without_a_key_a_pass_is_unsigned_and_says_so(
     servers: Servers,
     tmp_path: Path,
@@ -257,6 +328,9 @@ def test_an_equal_and_a_worse_candidate_fail(servers: Servers, tmp_path: Path) -
     assert gate(weak, "--policy", "quickstart", "--against", strong, *SOME) == 1
     for folder in (same, weak):
         assert decision_of(folder).verdict is GateVerdict.FAIL
+        sealed = (folder / "thinkgate/decision.intoto.json").read_bytes()
+        assert open_envelope(sealed, trusted_keys())[0]["predicate"]["result"] == "FAILED"
+        assert not (folder / "thinkgate/signature.json").exists()
 
 
 def test_too_few_problems_are_inconclusive(
@@ -370,7 +444,7 @@ def test_the_commands_of_the_readme_run(
 
     servers.script = script
     commands = "".join(readme("sh")).splitlines()
-    assert len(commands) == 8
+    assert len(commands) == 9
     with ScriptedEndpoint(lambda _: Says("2"), models=({"id": "big"},)) as endpoint:
         for command in commands:
             words = shlex.split(command.replace("http://127.0.0.1:8000/v1", endpoint.base_url))

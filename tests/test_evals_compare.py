@@ -122,6 +122,10 @@ def test_more_fields_are_taken_over_and_unknown_ones_left_alone(tmp_path: Path) 
         ({"problem_id": "a", "correct": True, "verdict": "wrong"}, "give one of them"),
         ({"problem_id": "a", "correct": True, "sample": 1, "repeat": 2}, "give one of them"),
         ({"problem_id": "a", "correct": True, "sample": "x"}, "'repeat'"),
+        ({"problem_id": "a", "correct": True, "sample": -1}, "'repeat'"),
+        ({"problem_id": "a", "correct": True, "reasoning_tokens": -1}, "'reasoning_tokens'"),
+        ({"problem_id": "a", "correct": True, "answer_tokens": 10**400}, "'answer_tokens'"),
+        ({"problem_id": "a", "correct": True, "latency_s": float("nan")}, "'latency_s'"),
     ],
 )
 def test_what_is_no_record_is_named_with_its_line(
@@ -309,6 +313,24 @@ def test_problems_that_were_left_away_cannot_pass(tmp_path: Path) -> None:
     assert "500 problems are only on the other side" in errors.why
 
 
+def test_samples_that_were_left_away_cannot_pass(tmp_path: Path) -> None:
+    """Nor is one that reports only the better ones of its answers to a problem."""
+    rows = [
+        {"problem_id": f"p{n}", "sample": sample, "correct": sample < 2}
+        for n in range(200)
+        for sample in range(4)
+    ]
+    base = lines(tmp_path / "base.jsonl", rows)
+    new = lines(tmp_path / "new.jsonl", [r for n, r in enumerate(rows) if r["correct"] or n % 5])
+    for against in (["--against", base], []):
+        policy = POLICY if against else FLOOR
+        code, decision = gate(tmp_path, policy, "--records", new, *against)
+        assert code == 3
+        [errors] = [rule for rule in decision.rules if rule.rule == "error_rate"]
+        assert "80 samples that others have are not there" in errors.why
+        assert errors.estimate == pytest.approx(0.1)
+
+
 def test_too_many_unmeasured_records_cannot_pass(tmp_path: Path) -> None:
     new = minimal(tmp_path / "new.jsonl", [True] * 90 + [None] * 10)
     assert gate(tmp_path, FLOOR, "--records", new)[0] == 3
@@ -336,6 +358,32 @@ def test_a_decision_about_records_promotes_nothing(tmp_path: Path) -> None:
     (folder / "thinkgate" / "decision.json").write_text(decision.model_dump_json())
     with pytest.raises(CheckpointError, match="is about records"):
         gated(load_checkpoint(folder))
+
+
+def test_two_files_need_no_policy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of any tool, or ours: nothing is asked but that they are about the same problems."""
+    base = minimal(tmp_path / "base.jsonl", [True] * 800 + [False] * 200)
+    new = minimal(tmp_path / "new.jsonl", [True] * 800 + [False] * 200)
+    assert main(["gate", "--records", str(new), "--against", str(base)]) == 0
+    assert "policy records" in capsys.readouterr().out
+    minimal(tmp_path / "several" / "a.jsonl", [True])
+    minimal(tmp_path / "several" / "b.jsonl", [True])
+    command = ["gate", "--records", str(tmp_path / "several"), "--against", str(base)]
+    assert main(command) == 2
+    assert "are about a, b; name one file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["--limit=5", "--data-dir=d", "--fresh", "--cache=c", "--key=k", "--no-sign", "--sequential"],
+)
+def test_records_refuse_what_would_have_no_effect(
+    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    new = minimal(tmp_path / "new.jsonl", [True] * 10)
+    assert main(["gate", "--records", str(new), "--against", str(new), option]) == 2
+    error = capsys.readouterr().err
+    assert f"{option.partition('=')[0]} is for measuring" in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize(

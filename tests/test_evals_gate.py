@@ -251,6 +251,16 @@ def test_the_quickstart_policy_asks_what_its_issue_asks() -> None:
         ("name: p\nrules: [{rule: floor, suite: s, at_least: 95}]\n", "95"),
         ("name: p\nrules: [{rule: non_inferiority, suite: s, margin: 0}]\n", "margin"),
         ("name: p\nalpha: 0.9\nrules: [{rule: floor, suite: s, at_least: 0.5}]\n", "alpha"),
+        ("name: p\nrules: [{rule: floor, suite: '', at_least: 0.5}]\n", "suite' is ''"),
+        # `true` is the number 1 to Python, and infinity a number: both clear every ceiling.
+        ("name: p\nrules: [{rule: truncation_rate, suite: s, at_most: true}]\n", "is True"),
+        ("name: p\nrules: [{rule: non_inferiority, suite: s, margin: true}]\n", "is True"),
+        ("name: p\nrules: [{rule: tokens_per_correct, suite: s, at_most: .inf}]\n", "finite"),
+        (
+            "name: p\nrules: [{rule: floor, suite: s, at_least: 0.5},"
+            " {rule: floor, suite: s, at_least: 0.7}]\n",
+            "the rule floor for suite 's' is there 2 times; keep the one you mean",
+        ),
     ],
 )
 def test_policy_mistakes_are_named(text: str, words: str, tmp_path: Path) -> None:

@@ -283,6 +283,17 @@ def test_records_of_other_weights_are_refused(suite: LoadedSuite, tmp_path: Path
             measure_endpoint(other, [suite], Options(), tmp_path)
 
 
+def test_answers_of_other_weights_among_the_records_are_refused(
+    suite: LoadedSuite, tmp_path: Path
+) -> None:
+    """As two files have that somebody joined."""
+    path = measure(right, suite, tmp_path, limit=3).path
+    strange = read_records(path)[-1].model_copy(update={"repeat": 1, "model_digest": "e" * 64})
+    path.write_text(path.read_text() + strange.model_dump_json() + "\n")
+    with pytest.raises(DataError, match="answered by model eeeeeeeeeeee, not dddddddddddd"):
+        measure(right, suite, tmp_path)
+
+
 def test_a_torn_last_line_is_measured_again(suite: LoadedSuite, tmp_path: Path) -> None:
     path = measure(right, suite, tmp_path, limit=6).path
     whole = path.read_text()

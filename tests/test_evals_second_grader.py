@@ -308,4 +308,4 @@ def test_options_that_would_be_ignored_are_refused(
     )
     assert "lm:gsm8k is scored by lm-eval" in capsys.readouterr().err
     assert main(["gate", "--records", str(tmp_path), "--second-grader", "math-verify"]) == 2
-    assert "the records say" in capsys.readouterr().err
+    assert "--second-grader is for measuring" in capsys.readouterr().err

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from thinkgate.checkpoint import DECISION, META, POLICY, DataFingerprint, GateVerdict
 from thinkgate.cli import main
 from thinkgate.errors import CheckpointError, ConfigError
-from thinkgate.provenance import sign, verify
+from thinkgate.provenance import attest, sign, verify
 from thinkgate.provenance.attestation import ATTESTATION
+from thinkgate.provenance.envelope import open_envelope
 from thinkgate.provenance.keys import (
     PublicKey,
     new_key,
@@ -178,6 +179,21 @@ def test_what_did_not_pass_is_not_signed(tmp_path: Path, key: tuple[Path, Public
     assert not (folder / META / "signature.json").exists()
 
 
+@pytest.mark.parametrize("verdict", [GateVerdict.FAIL, GateVerdict.INCONCLUSIVE])
+def test_what_did_not_pass_is_attested_as_failed(
+    verdict: GateVerdict, tmp_path: Path, key: tuple[Path, PublicKey]
+) -> None:
+    folder = fake_checkpoint.make_checkpoint(tmp_path / "model")
+    fake_checkpoint.record_decision(folder, verdict)
+    file = attest(folder, read_private(key[0]))
+    statement, _ = open_envelope(file.read_bytes(), [key[1]])
+    assert statement["predicate"]["result"] == "FAILED"
+    assert f"the gate said {verdict.upper()}" in reasons(folder, key)
+    (folder / META / POLICY).write_text("another")
+    with pytest.raises(CheckpointError, match="is not the policy"):
+        attest(folder, read_private(key[0]))
+
+
 def test_private_keys_stay_private(tmp_path: Path) -> None:
     private, public = new_key("a", tmp_path / "keys")
     assert private.stat().st_mode & 0o777 == 0o600
@@ -191,6 +207,46 @@ def test_private_keys_stay_private(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no private key"):
         public.chmod(0o600)
         read_private(public)
+
+
+@pytest.mark.parametrize("kind", ["encrypted", "rsa", "missing", "empty", "folder"])
+def test_a_key_that_cannot_sign_is_one_sentence(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec, rsa
+
+    def pem(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey, password: bytes = b"") -> bytes:
+        lock = serialization.BestAvailableEncryption(password) if password else None
+        form = serialization.PrivateFormat.PKCS8
+        none = serialization.NoEncryption()
+        return key.private_bytes(serialization.Encoding.PEM, form, lock or none)
+
+    file = tmp_path / "x.key"
+    match kind:
+        case "encrypted":
+            file.write_bytes(pem(ec.generate_private_key(ec.SECP256R1()), b"secret"))
+        case "rsa":
+            file.write_bytes(pem(rsa.generate_private_key(65537, 2048)))
+        case "empty":
+            file.touch()
+        case "folder":
+            file.mkdir()
+    if file.exists():
+        file.chmod(0o700 if file.is_dir() else 0o600)
+    folder = fake_checkpoint.make_checkpoint(tmp_path / "model")
+    fake_checkpoint.record_decision(folder, signed=False)
+    assert main(["sign", str(folder), "--key", str(file)]) == 2
+    said = {
+        "encrypted": "keys with a password are not supported",
+        "rsa": "use an elliptic-curve key",
+        "missing": "no such private key",
+        "empty": "no private key in PEM form",
+        "folder": "no such private key",
+    }[kind]
+    error = capsys.readouterr().err
+    assert said in error and str(file) in error and error.count("\n") == 1
+    assert not (folder / META / "signature.json").exists()
 
 
 def test_a_mistyped_trust_folder_trusts_nobody(

@@ -217,6 +217,39 @@ def test_prune_forgets_and_deletes_only_what_no_alias_needs(
         registry.prune(0)
 
 
+def test_prune_follows_links_to_what_is_needed_and_deletes_none(
+    tmp_path: Path, registry: Registry
+) -> None:
+    real, old = passed(tmp_path / "real", "1"), passed(tmp_path / "old", "2")
+    (tmp_path / "link").symlink_to(real)
+    (tmp_path / "other").symlink_to(old)
+    for folder in (real, tmp_path / "other", tmp_path / "link"):
+        registry.promote("production", folder)
+    dropped, folders = registry.prune(1, checkpoints=True, really=True)
+    assert len(dropped) == 2 and folders == []
+    assert load_checkpoint(registry.resolve("production")).path.resolve() == real
+    assert old.is_dir()
+
+
+def test_an_alias_stands_for_its_folder(
+    tmp_path: Path, registry: Registry, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = passed(tmp_path / "c")
+    where = ["--registry", str(registry.root)]
+    registry.promote("staging", folder)
+    assert main(["verify", "staging", *where]) == 0
+    assert main(["promote", "staging", "--alias", "production", *where]) == 0
+    assert registry.resolve("production") == folder
+    assert main(["push", "staging", "me/reasoner", "--dry-run", "--allow-ungated", *where]) == 2
+    assert "report.json is not there" in capsys.readouterr().err  # the folder's own shortcoming
+    passed(folder, "another model by now")
+    assert main(["verify", str(folder), *where]) == 0
+    assert main(["verify", "staging", *where]) == 2
+    assert "'staging' was promoted with digest" in capsys.readouterr().err
+    assert main(["promote", "stagin", *where]) == 2
+    assert "did you mean 'staging'" in capsys.readouterr().err
+
+
 # What follows is the promise of the registry: 8 processes, 200 changes, kill -9 among them.
 ALIASES = ("production", "staging")
 CHANGES = 200

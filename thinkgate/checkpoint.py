@@ -32,6 +32,7 @@ from thinkgate.errors import CheckpointError
 __all__ = [
     "ADAPTER",
     "DECISION",
+    "MANIFEST",
     "META",
     "POLICY",
     "Checkpoint",
@@ -46,6 +47,7 @@ __all__ = [
     "SequentialRun",
     "TemplateFingerprint",
     "alone",
+    "decided",
     "file_digests",
     "gated",
     "is_model_file",
@@ -310,8 +312,8 @@ def read_decision(checkpoint: Checkpoint) -> Decision | None:
     return _read(Decision, file) if file.is_file() else None
 
 
-def gated(checkpoint: Checkpoint) -> Decision:
-    """The passing decision about exactly these files; CheckpointError says what is missing."""
+def decided(checkpoint: Checkpoint) -> Decision:
+    """The decision about exactly these files, PASS or not; CheckpointError where there is none."""
     decision = read_decision(checkpoint)
     path = checkpoint.path
     if decision is None:
@@ -331,10 +333,16 @@ def gated(checkpoint: Checkpoint) -> Decision:
             f"{path}: {META}/{POLICY} is not the policy that decision {decision.id} applied: "
             f"changed, or removed; run 'thinkgate gate {path}' again"
         )
+    return decision
+
+
+def gated(checkpoint: Checkpoint) -> Decision:
+    """The passing decision about exactly these files; CheckpointError says what is missing."""
+    decision = decided(checkpoint)
     if decision.verdict is not GateVerdict.PASS:
         reasons = [f"{r.rule}: {r.why}" for r in decision.rules if r.verdict != GateVerdict.PASS]
         raise CheckpointError(
-            f"{path}: the gate said {decision.verdict.upper()} ({'; '.join(reasons)})"
+            f"{checkpoint.path}: the gate said {decision.verdict.upper()} ({'; '.join(reasons)})"
         )
     return decision
 

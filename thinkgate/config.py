@@ -105,8 +105,11 @@ def parse(model: type[C], data: Mapping[str, Any], source: object) -> C:
     try:
         return model.model_validate(dict(data))
     except ValidationError as error:
-        said = (_explain(model, e, _without_tags(e["loc"], data), source) for e in error.errors())
-        raise ConfigError("; ".join(said)) from error
+        reasons = (
+            _explain(model, mistake, _without_tags(mistake["loc"], data))
+            for mistake in _without_consequences(error.errors())
+        )
+        raise ConfigError(f"{source}: {'; '.join(reasons)}") from error
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -123,40 +126,69 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def bundled(package: str, folder: str, name: str) -> Path:
-    """The file a user names: a path if it exists, else the YAML of that name shipped with us.
+    """The file a user names: of a bare name the YAML that is shipped with us, else a path.
 
-    In a checkout `folder` lies beside the package; in a wheel it lies inside it.
+    A file that happens to be called `default` is not the policy of that name. In a checkout
+    `folder` lies beside the package; in a wheel it lies inside it.
     """
     import importlib
 
+    root = Path(cast(str, importlib.import_module(package).__file__)).parent
+    places = (root.parent / folder, root / folder)
+    shipped = {file.stem: file for place in places for file in place.glob("*.yaml")}
     given = Path(name)
+    if name in shipped:
+        return shipped[name]
     if given.is_file():
         return given
-    root = Path(cast(str, importlib.import_module(package).__file__)).parent
-    for base in (root / folder, root.parent / folder):
-        candidate = base / f"{given.name.removesuffix('.yaml')}.yaml"
-        if candidate.is_file() and given.parent == Path("."):
-            return candidate
-    shipped = {p.stem for b in (root / folder, root.parent / folder) for p in b.glob("*.yaml")}
+    if given.name == name and name.removesuffix(".yaml") in shipped:
+        return shipped[name.removesuffix(".yaml")]
     raise ConfigError(
         f"{name}: no such file, and no shipped one has that name; {nearest(given.stem, shipped)}"
     )
 
 
-def _explain(model: type[BaseModel], error: Any, loc: list[str], source: object) -> str:
-    dotted = ".".join(loc)
-    if error["type"] == "extra_forbidden":
-        return f"{source}: unknown key '{dotted}'; {nearest(loc[-1], _known_keys(model, error))}"
-    if error["type"] == "missing":
-        return f"{source}: '{dotted}' is missing"
-    reason = str(error["msg"]).removeprefix("Value error, ")
-    reason = f"{reason[0].lower()}{reason[1:]}"
-    if error["type"] == "value_error" and isinstance(error["input"], Mapping):
-        # A whole section, whose validator names what is wrong in it.
-        return f"{source}: '{dotted}': {reason}" if dotted else f"{source}: {reason}"
-    value = repr(error["input"])
-    shown = value if len(value) <= 60 else value[:57] + "..."
-    return f"{source}: '{dotted or 'top level'}' is {shown}: {reason}"
+def _without_consequences(errors: list[Any]) -> list[Any]:
+    """Without lists that are called too short because what is in them is wrong."""
+    return [
+        error
+        for error in errors
+        if error["type"] != "too_short"
+        or not any(o is not error and o["loc"][: len(error["loc"])] == error["loc"] for o in errors)
+    ]
+
+
+def _explain(model: type[BaseModel], error: Any, loc: list[str]) -> str:
+    dotted, context = ".".join(loc), error.get("ctx", {})
+    match error["type"]:
+        case "extra_forbidden":
+            return f"unknown key '{dotted}'; {nearest(loc[-1], _known_keys(model, error))}"
+        case "missing":
+            return f"'{dotted}' is missing"
+        case "union_tag_not_found":
+            return f"'{dotted}.{context['discriminator'].strip(chr(39))}' is missing"
+        case "union_tag_invalid":
+            key, known = context["discriminator"].strip("'"), context["expected_tags"]
+            known = nearest(context["tag"], (tag.strip("'") for tag in known.split(", ")))
+            return f"'{dotted}.{key}' is '{context['tag']}'; {known}"
+        case "too_short":
+            return f"'{dotted}' is empty; give {context['min_length']} at least"
+        case _:
+            reason = _in_words(str(error["msg"]))
+            if error["type"] == "value_error" and isinstance(error["input"], Mapping):
+                # A whole section, whose validator names what is wrong in it.
+                return f"'{dotted}': {reason}" if dotted else reason
+            value = repr(error["input"])
+            shown = value if len(value) <= 60 else value[:57] + "..."
+            return f"'{dotted or 'top level'}' is {shown}: {reason}"
+
+
+def _in_words(reason: str) -> str:
+    """pydantic's words without Python's: users write lists, and the values of enums."""
+    reason = reason.removeprefix("Value error, ").replace("a valid tuple", "a list")
+    reason = reason.replace("a valid dictionary or object to extract fields from", "a mapping")
+    reason = re.sub(r"<\w+\.\w+: ('[^']*')>", r"\1", reason)
+    return f"{reason[0].lower()}{reason[1:]}"
 
 
 def _without_tags(loc: tuple[int | str, ...], data: Any) -> list[str]:

@@ -7,6 +7,7 @@ has verified the checkpoint, or says that it is not gated.
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -76,12 +77,17 @@ def _verdict(checkpoint: Checkpoint, decision: Decision | None, signer: PublicKe
 
 def _results(checkpoint: Checkpoint) -> str:
     """The tables of the gate, in its own words, and the policy it applied."""
-    file = checkpoint.meta(SUMMARY)
-    if not file.is_file():
-        raise CheckpointError(f"{file} is not there, and the card shows it; gate again")
+    file = _evidence(checkpoint, SUMMARY)
     summary = file.read_text(encoding="utf-8").strip()
     policy = yaml.safe_dump(json.loads(checkpoint.meta(POLICY).read_bytes()), sort_keys=False)
     return f"{summary}\n\n{_details('The policy', policy)}"
+
+
+def _evidence(checkpoint: Checkpoint, name: str) -> Path:
+    file = checkpoint.meta(name)
+    if not file.is_file():
+        raise CheckpointError(f"{file} is not there, and the card shows it; gate again")
+    return file
 
 
 def _limits(checkpoint: Checkpoint, decision: Decision | None) -> str:
@@ -156,7 +162,7 @@ def _eval_results(checkpoint: Checkpoint) -> "list[EvalResult]":
     """The accuracy of every suite, from the report that is signed with the model."""
     from huggingface_hub import EvalResult
 
-    file = checkpoint.meta(REPORT)
+    file = _evidence(checkpoint, REPORT)
     results: list[EvalResult] = []
     try:
         suites: Mapping[str, Any] = json.loads(file.read_bytes())["suites"]

@@ -20,7 +20,7 @@ from thinkgate.registry import Registry
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `thinkgate push`."""
-    parser.add_argument("checkpoint", type=Path, help="checkpoint folder that passed its gate")
+    parser.add_argument("checkpoint", help="checkpoint folder that passed its gate, or an alias")
     parser.add_argument("repository", metavar="USER/NAME", help="repository on the Hub")
     parser.add_argument("--dry-run", action="store_true", help="show what would be pushed")
     seen = parser.add_mutually_exclusive_group()
@@ -32,8 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Verify, write the card, push."""
-    keys = trusted_keys(Registry(args.registry).root)
-    upload = prepare(args.checkpoint, args.repository, keys, allow_ungated=args.allow_ungated)
+    registry = Registry(args.registry)
+    folder, keys = registry.folder_of(args.checkpoint), trusted_keys(registry.root)
+    upload = prepare(folder, args.repository, keys, allow_ungated=args.allow_ungated)
     if args.dry_run:
         _say(upload.card)
         _say(f"{CARD}: the card above, {len(upload.card.encode()):,} bytes")

@@ -105,16 +105,22 @@ class Registry:
         """Forget all but the last `keep` changes of each alias, and with `checkpoints` delete the
         folders that only those pointed at; what was forgotten and deleted.
 
-        Unless `really`, what would be. A folder that holds another model by now is left alone.
+        Unless `really`, what would be. A folder that holds another model by now is left alone, and
+        so is a link.
         """
         if keep < 1:
             raise RegistryError(f"--keep {keep}: keep 1 at least, the one in force")
         with self._locked():  # nothing is promoted while it is being deleted
             histories = {alias: self.history(alias) for alias in self.aliases()}
             dropped = [entry for entries in histories.values() for entry in entries[:-keep]]
-            needed = {self.path_of(e) for entries in histories.values() for e in entries[-keep:]}
+            kept = (entry for entries in histories.values() for entry in entries[-keep:])
+            needed = {self.path_of(entry).resolve() for entry in kept}  # two paths may be one place
             old = {self.path_of(e): e for e in dropped} if checkpoints else {}
-            folders = sorted(p for p, e in old.items() if p not in needed and _holds(p, e))
+            folders = sorted(
+                path
+                for path, entry in old.items()
+                if path.resolve() not in needed and not path.is_symlink() and _holds(path, entry)
+            )
             if really:
                 for alias, entries in histories.items():
                     self._write(alias, entries[-keep:])
@@ -131,6 +137,26 @@ class Registry:
                 f"it lies now, or 'thinkgate rollback --alias {alias}'"
             )
         return path
+
+    def folder_of(self, target: str) -> Path:
+        """The folder behind the alias `target`, or the one it names; an alias counts first."""
+        folder = Path(target)
+        if target not in self.aliases():
+            if folder.is_dir():
+                return folder
+            if len(folder.parts) != 1 or target.startswith("."):
+                raise CheckpointError(f"{target}: no such checkpoint folder")
+        return self.resolve(target)
+
+    def require_unchanged(self, alias: str, checkpoint: Path, digest: str) -> None:
+        """CheckpointError unless `digest`, of the model in the folder `alias` points at, is the one
+        that was promoted: a folder may be trained into again."""
+        entry = self.history(alias)[-1]
+        if digest != entry.model_digest:
+            raise CheckpointError(
+                f"alias '{alias}' was promoted with digest {entry.model_digest[:12]}, its folder "
+                f"{checkpoint} now holds {digest[:12]}; promote it again"
+            )
 
     def history(self, alias: str) -> tuple[Entry, ...]:
         """All changes of `alias`, oldest first; RegistryError when it does not exist."""

@@ -34,9 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print facts and the gate's tables; 1 when something does not match."""
     registry = Registry(args.registry)
-    folder = Path(args.target)
-    if not folder.is_dir() or args.target in registry.aliases():
-        folder = registry.resolve(args.target)
+    folder = registry.folder_of(args.target)
     manifest = read_manifest(folder)
     report = verify(folder, trusted_keys(registry.root))
     table = Table(show_header=False, box=None, pad_edge=False)

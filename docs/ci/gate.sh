@@ -11,7 +11,7 @@ CANDIDATE=${CANDIDATE:-$RUN/grpo}
 AGAINST=${AGAINST:-$RUN/base}           # the incumbent: a checkpoint folder or a registry alias
 POLICY=${POLICY:-quickstart}            # a shipped policy or a YAML file
 SUITE=${SUITE:-arithmetic}
-REPORT=${REPORT:-$RUN/report}           # summary.md, report.html, junit.xml, decision.json
+REPORT=${REPORT:-$RUN/report}           # a folder for the files that are named below
 read -ra THINKGATE <<<"${THINKGATE:-thinkgate}"
 read -ra OPTIONS <<<"${OPTIONS:-}"      # more of 'thinkgate gate', such as --sequential
 read -ra EVAL_OPTIONS <<<"${EVAL_OPTIONS:-}"   # more of 'thinkgate eval', such as --limit 500
@@ -19,16 +19,17 @@ read -ra EVAL_OPTIONS <<<"${EVAL_OPTIONS:-}"   # more of 'thinkgate eval', such 
 if [ ! -f "$CANDIDATE/thinkgate/manifest.json" ]; then
   "${THINKGATE[@]}" train "$RECIPE" --out "$RUN"
 fi
-rm -rf "$REPORT"
+reports=(summary.md report.html report.json junit.xml decision.json)
 mkdir -p "$REPORT"
+(cd "$REPORT" && rm -f "${reports[@]}") # what an earlier run left, and nothing else
 "${THINKGATE[@]}" eval "$CANDIDATE" --suite "$SUITE" ${EVAL_OPTIONS[@]+"${EVAL_OPTIONS[@]}"}
 
 verdict=0
 "${THINKGATE[@]}" gate "$CANDIDATE" --policy "$POLICY" --against "$AGAINST" \
   ${OPTIONS[@]+"${OPTIONS[@]}"} || verdict=$?
-if [ "$verdict" -ne 2 ]; then           # after a mistake there is nothing new to show
-  for file in summary.md report.html report.json junit.xml decision.json; do
+case $verdict in 0 | 1 | 3)             # after a mistake there is nothing new to show
+  for file in "${reports[@]}"; do
     cp "$CANDIDATE/thinkgate/$file" "$REPORT/"
   done
-fi
+esac
 exit "$verdict"

@@ -21,7 +21,7 @@ from rich.table import Table
 from thinkgate.console import console, printable
 from thinkgate.errors import ConfigError, DataError
 from thinkgate.registry import Registry
-from thinkgate_evals.measure import naming_files
+from thinkgate_evals.measure import find_checkpoint, naming_files, require_outside_checkpoints
 from thinkgate_evals.outputs import write_outputs
 from thinkgate_evals.record_sets import RecordSet, find_record_sets
 from thinkgate_evals.results import Result, Results, run_of_set
@@ -44,6 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compare every suite both have, print it, and write the reports where asked."""
+    if args.out is not None:
+        require_outside_checkpoints(args.out, "--out")
     with naming_files():
         base = _sets(args.base, args.registry)
         candidate = _sets(args.candidate, args.registry)
@@ -59,9 +61,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _sets(target: str, registry: Path | None) -> dict[str, RecordSet]:
     path = Path(target)
-    if path.exists() or len(path.parts) != 1 or path.suffix:
+    alias = target in Registry(registry).aliases()
+    if not alias and (path.exists() or len(path.parts) != 1 or path.suffix):
         return find_record_sets(path)
-    return find_record_sets(Registry(registry).resolve(target), target)
+    return find_record_sets(find_checkpoint(target, registry).path, target)
 
 
 def _told_apart(

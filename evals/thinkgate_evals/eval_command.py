@@ -34,6 +34,7 @@ from thinkgate_evals.measure import (
     measure_endpoint,
     naming_files,
     records_folder,
+    require_outside_checkpoints,
     serving,
 )
 from thinkgate_evals.outputs import REPORT_JSON, write_outputs
@@ -131,6 +132,9 @@ def options(args: argparse.Namespace, limit: int | None = None) -> Options:
         value = getattr(args, name, None)
         if value is not None and not 0 < value < float("inf"):
             raise ConfigError(f"--{name} is {value}; use a finite number above 0")
+    for option, place in (("--out", args.out), ("--cache", args.cache)):
+        if place is not None:
+            require_outside_checkpoints(place, option)
     return Options(
         limit=args.limit or limit,
         concurrency=args.concurrency,

@@ -4,6 +4,7 @@ thinkgate gate runs/quickstart/grpo --policy quickstart --against runs/quickstar
 thinkgate gate runs/qwen/grpo --against production
 thinkgate gate runs/qwen/grpo --policy my-policy.yaml --data-dir data --limit 200
 thinkgate gate runs/qwen/grpo --against production --sequential
+thinkgate gate --records candidate.jsonl --against base.jsonl
 thinkgate gate --records candidate.jsonl --against base.jsonl --policy mine.yaml --out gate
 
 Suites without records are measured first, on both sides, by the same code as 'thinkgate eval'.
@@ -26,7 +27,7 @@ from rich.table import Table
 from thinkgate.checkpoint import DECISION, POLICY, Checkpoint, Decision, GateVerdict, write_atomic
 from thinkgate.console import console, printable
 from thinkgate.errors import ConfigError, DataError
-from thinkgate.provenance import SIGNATURE, sign, unsign
+from thinkgate.provenance import SIGNATURE, attest, sign, unsign
 from thinkgate.provenance.keys import PrivateKey, signing_key
 from thinkgate.registry import Registry
 from thinkgate_evals.eval_command import (
@@ -44,10 +45,11 @@ from thinkgate_evals.measure import (
     measure_checkpoint,
     naming_files,
     records_folder,
+    require_outside_checkpoints,
 )
 from thinkgate_evals.outputs import write_outputs
 from thinkgate_evals.plan import plan_lines
-from thinkgate_evals.policy import Policy, load_policy
+from thinkgate_evals.policy import ANY_SUITE, Policy, load_policy
 from thinkgate_evals.record_sets import RecordSet, find_record_sets
 from thinkgate_evals.records import Record, header_path, read_records
 from thinkgate_evals.results import Result, Results, run_of, run_of_set
@@ -66,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `thinkgate gate`."""
     parser.add_argument("checkpoint", nargs="?", help="checkpoint folder to judge")
     parser.add_argument(
-        "--policy", default="default", help="shipped name or YAML file; default: default"
+        "--policy", help="shipped name or YAML file; default: default, with --records: records"
     )
     parser.add_argument(
         "--against", help="the incumbent: checkpoint folder or registry alias, or its records"
@@ -95,18 +97,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Gate the checkpoint or the records, print the table, exit with the verdict."""
-    policy = load_policy(args.policy)
+    policy = load_policy(args.policy or ("default" if args.records is None else ANY_SUITE))
     if (args.checkpoint is None) == (args.records is None):
         raise ConfigError("name one candidate: a checkpoint folder, or records with --records")
     if args.order_seed is not None and not args.sequential:
         raise ConfigError("--order-seed is for --sequential; without it all problems are asked")
-    if args.records is not None and args.sequential:
-        raise ConfigError("--sequential stops asking early, and --records only decides")
-    if args.records is not None and args.second_grader is not None:
-        raise ConfigError(
-            "--second-grader measures, and --records only decides; the records say what a second "
-            "grader said"
-        )
+    if args.records is not None:
+        _refuse_measuring(args)
     if policy.comparative() and args.against is None:
         raise ConfigError(
             f"policy '{policy.name}' compares with an incumbent; name one with --against, for "
@@ -114,10 +111,32 @@ def run(args: argparse.Namespace) -> int:
         )
     if args.records is None:
         return _gate_checkpoint(args, policy)
+    if args.out is not None:
+        require_outside_checkpoints(args.out, "--out")
     with naming_files():
         against = Path(args.against) if args.against else None
         decision, page = gate_records(policy, args.records, against, args.out)
     return _shown(decision, page)
+
+
+def _refuse_measuring(args: argparse.Namespace) -> None:
+    """ConfigError for options that --records leaves without effect."""
+    ignored = {
+        "--sequential": args.sequential,
+        "--second-grader": args.second_grader,  # the records say what one said
+        "--limit": args.limit,
+        "--data-dir": args.data_dir,
+        "--fresh": args.fresh,
+        "--cache": args.cache,
+        "--key": args.key,
+        "--no-sign": args.no_sign,
+    }
+    given = [option for option, value in ignored.items() if value not in (None, False)]
+    if given:
+        raise ConfigError(
+            f"{given[0]} is for measuring and signing a checkpoint, and --records only decides; "
+            "leave it away"
+        )
 
 
 def _gate_checkpoint(args: argparse.Namespace, policy: Policy) -> int:
@@ -143,8 +162,8 @@ def _gate_checkpoint(args: argparse.Namespace, policy: Policy) -> int:
             out=args.out,
         )
         code = _shown(decision, (args.out or candidate.meta()) / "report.html")
-        if decision.verdict is GateVerdict.PASS and args.out is None:
-            _sign(candidate, key)
+        if args.out is None:
+            _vouch(candidate, decision, key)
     return code
 
 
@@ -168,7 +187,12 @@ def _key(args: argparse.Namespace, candidate: Checkpoint) -> PrivateKey | None:
     return key
 
 
-def _sign(candidate: Checkpoint, key: PrivateKey | None) -> None:
+def _vouch(candidate: Checkpoint, decision: Decision, key: PrivateKey | None) -> None:
+    """Sign what passed; of anything else, attest what the gate said."""
+    if decision.verdict is not GateVerdict.PASS:
+        if key is not None:
+            attest(candidate.path, key)
+        return
     if key is None:
         console.print(
             "unsigned, so it cannot be promoted or served yet: make a key with 'thinkgate keys "
@@ -300,14 +324,20 @@ def show_decision(decision: Decision) -> None:
 
 
 def _record_sets(policy: Policy, path: Path, side: str) -> dict[str, RecordSet]:
-    """The policy's suites; a file of another tool is whatever single suite the policy names."""
+    """The policy's suites; a file of another tool is whatever single suite the policy names, and
+    ANY_SUITE the only one there is."""
     found = find_record_sets(path)
     wanted = policy.suites()
-    if path.is_file():
+    if len(found) == len(wanted) == 1:
         [only] = found.values()
-        if only.header is None and len(wanted) == 1:
+        if wanted[0] == ANY_SUITE or (only.header is None and path.is_file()):
             found = {wanted[0]: only}
     missing = [suite for suite in wanted if suite not in found]
+    if missing == [ANY_SUITE]:
+        raise DataError(
+            f"the {side}'s records {path} are about {', '.join(found)}; name one file of them, or "
+            "a policy about them with --policy"
+        )
     if missing:
         raise DataError(
             f"the {side}'s records {path} are about {', '.join(found)}, and policy '{policy.name}' "

@@ -6,6 +6,7 @@ measured keeps a candidate out; it never lets one in. Where the intervals come f
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from thinkgate.checkpoint import GateVerdict, HealthVerdict, RuleResult
@@ -32,6 +33,7 @@ from thinkgate_evals.policy import (
     TrainingHealth,
     TruncationRate,
 )
+from thinkgate_evals.records import Record
 from thinkgate_evals.stats import Interval
 from thinkgate_evals.voting import duplicate_rate
 from thinkgate_evals.wording import points, test_text, value_text
@@ -290,12 +292,7 @@ class Judge:
 
     def _errors(self, rule: ErrorRate) -> RuleResult:
         sides = {name: side.records[rule.suite] for name, side in self._sides(rule).items()}
-        problems = {record.problem_id for records in sides.values() for record in records}
-        absent = {
-            name: len(problems - {record.problem_id for record in records})
-            for name, records in sides.items()
-        }
-        # A problem only the other side answered was not measured: its difference is not known.
+        absent = _absent(sides)
         rates = {
             name: stats.share(
                 counts_of(records, SHARES["error_rate"], absent[name]), self._confidence
@@ -311,7 +308,11 @@ class Judge:
             return _result(rule, "error_rate", interval, rule.at_most, PASS, why)
         reason = next((r.error for r in sides[worst] if r.error), "grading")
         if absent[worst]:
-            reason = f"{absent[worst]:,} problems are only on the other side"
+            asked = {record.problem_id for record in sides[worst]}
+            unasked = len(absent[worst].keys() - asked)
+            reason = f"{unasked:,} problems are only on the other side"
+            if not unasked:
+                reason = f"{sum(absent[worst].values()):,} samples that others have are not there"
         why = f"{interval.estimate:.1%} of the {worst}'s samples failed, first with: {reason}"
         return _result(rule, "error_rate", interval, rule.at_most, INCONCLUSIVE, why)
 
@@ -378,6 +379,21 @@ class Judge:
             for rule in rules
         ]
         return dict(zip(rules, stats.holm_levels(p_values, alpha), strict=True))
+
+
+def _absent(sides: Mapping[str, Sequence[Record]]) -> dict[str, dict[str, int]]:
+    """How many samples each side lacks, by problem: all problems of either side should have as many
+    as one of them has.
+
+    What is not there was not measured, and whoever left it away may have known why.
+    """
+    counts = {name: Counter(r.problem_id for r in records) for name, records in sides.items()}
+    planned = max((n for each in counts.values() for n in each.values()), default=0)
+    problems = {problem for each in counts.values() for problem in each}
+    return {
+        name: {p: planned - each[p] for p in problems if each[p] < planned}
+        for name, each in counts.items()
+    }
 
 
 def _result(

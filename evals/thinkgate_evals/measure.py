@@ -13,8 +13,15 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-from thinkgate.checkpoint import META, Checkpoint, load_checkpoint, read_manifest
-from thinkgate.errors import CheckpointError, DataError, EndpointError, explain_os_error
+from thinkgate.answers import Verdict, check_many
+from thinkgate.checkpoint import MANIFEST, META, Checkpoint, load_checkpoint, read_manifest
+from thinkgate.console import warn
+from thinkgate.errors import (
+    ConfigError,
+    DataError,
+    EndpointError,
+    explain_os_error,
+)
 from thinkgate.provenance import SIGNATURE
 from thinkgate.registry import Registry
 from thinkgate_evals.metrics import Summary, summarise
@@ -31,6 +38,7 @@ __all__ = [
     "measure_endpoint",
     "naming_files",
     "records_folder",
+    "require_outside_checkpoints",
     "serving",
 ]
 
@@ -91,13 +99,28 @@ def naming_files() -> Iterator[None]:
 
 
 def find_checkpoint(target: str, registry: Path | None = None) -> Checkpoint:
-    """The verified checkpoint in the folder, or behind the alias, `target`."""
-    folder = Path(target)
-    if folder.is_dir():
-        return load_checkpoint(folder)
-    if len(folder.parts) != 1 or target.startswith("."):
-        raise CheckpointError(f"{target}: no such checkpoint folder")
-    return load_checkpoint(Registry(registry).resolve(target))
+    """The checkpoint behind the alias, or in the folder, `target`: its files are those of its
+    manifest, and behind an alias those that were promoted."""
+    known = Registry(registry)
+    checkpoint = load_checkpoint(known.folder_of(target))
+    if target in known.aliases():
+        known.require_unchanged(target, checkpoint.path, checkpoint.digest)
+    return checkpoint
+
+
+def require_outside_checkpoints(file: Path, option: str) -> None:
+    """ConfigError where writing `file` would change a finished checkpoint: the model's own files,
+    or anything once it is signed."""
+    place = Path(os.path.abspath(file))
+    for folder in (place, *place.parents):
+        if not (folder / META / MANIFEST).is_file():
+            continue
+        inside = place.relative_to(folder).parts[:1] == (META,)
+        if not inside or (folder / META / SIGNATURE).is_file():
+            raise ConfigError(
+                f"{option} {file} lies in the checkpoint {folder}, which would not be what was "
+                "trained or signed any more; choose a place outside"
+            )
 
 
 def records_folder(checkpoint: Path) -> Path:
@@ -197,10 +220,39 @@ def _opened(
     if options.fresh:
         for path in paths:
             set_aside(path)
-    return [
-        stack.enter_context(Recording(path, loaded, model))
-        for path, loaded in zip(paths, suites, strict=True)
+    recordings: list[Recording] = []
+    for path, loaded in zip(paths, suites, strict=True):
+        recording = stack.enter_context(Recording(path, loaded, model))
+        _grade_again(recording, loaded)
+        recordings.append(recording)
+    return recordings
+
+
+def _grade_again(recording: Recording, loaded: LoadedSuite) -> None:
+    """Give what was recorded earlier the verdicts of the verifier as it is now.
+
+    Two models are compared by one verifier, however long ago one of them was measured; and what
+    somebody wrote into the file says nothing.
+    """
+    golds = {problem.id: problem.gold for problem in loaded.problems}
+    # What could not be settled took its seconds, and is no credit to anyone.
+    found = [
+        record
+        for record in recording.done.values()
+        if record.problem_id in golds and record.verdict is not Verdict.ERROR
     ]
+    verdicts = check_many((record.answer, golds[record.problem_id]) for record in found)
+    changed = [
+        record.model_copy(update={"gold": golds[record.problem_id], "verdict": verdict})
+        for record, verdict in zip(found, verdicts, strict=True)
+        if verdict is not record.verdict
+    ]
+    if changed:
+        recording.replace(changed)
+        warn(
+            f"{recording.path}: the verifier says of {len(changed):,} recorded answers otherwise "
+            f"than the record, such as problem {changed[0].problem_id}; its verdicts count"
+        )
 
 
 def _unfinished(

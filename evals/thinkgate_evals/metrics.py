@@ -230,13 +230,17 @@ def interval_of(records: Iterable[Record], test: Test) -> Interval | None:
     return share(counts_of(records, test))
 
 
-def counts_of(records: Iterable[Record], test: Test, absent: int = 0) -> list[tuple[int, int]]:
+def counts_of(
+    records: Iterable[Record], test: Test, absent: Mapping[str, int] | None = None
+) -> list[tuple[int, int]]:
     """(samples for which `test` holds, samples it says something about) of each problem.
 
-    `absent` problems have no sample at all; each counts as one for which it holds.
+    `absent` samples of a problem, by its id, are not there; for each of them it holds.
     """
-    counts = [(sum(a), len(a)) for a in _by_problem(records, test).values()]
-    return [*counts, *([(1, 1)] * absent)]
+    answers = _by_problem(records, test)
+    for problem, count in (absent or {}).items():
+        answers[problem] = [*answers.get(problem, []), *([True] * count)]
+    return [(sum(each), len(each)) for each in answers.values()]
 
 
 def _by_problem(records: Iterable[Record], test: Test) -> dict[str, list[bool]]:

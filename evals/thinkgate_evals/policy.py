@@ -6,6 +6,7 @@ is weighed against them is `judge.py`'s.
 
 import hashlib
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,6 +17,7 @@ from thinkgate.config import Config, bundled, parse, read_yaml
 from thinkgate_evals.second_grader import Grader
 
 __all__ = [
+    "ANY_SUITE",
     "SCHEMA_FILE",
     "Contamination",
     "CostPerCorrect",
@@ -37,15 +39,20 @@ __all__ = [
     "policy_schema",
 ]
 
+ANY_SUITE = "records"
+"""In a policy for `gate --records`: the one suite the records are about, whatever its name."""
+
 SCHEMA_FILE = "policy.schema.json"
 """Beside the shipped policies; a test keeps it equal to `policy_schema()`."""
 
-Share = Annotated[float, Field(ge=0, le=1)]
-Tokens = Annotated[float, Field(gt=0)]
+# Strict: YAML's `true` would be the number 1, which clears every ceiling.
+Share = Annotated[float, Field(ge=0, le=1, strict=True)]
+Tokens = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
+Name = Annotated[str, Field(min_length=1)]
 
 
 class _SuiteRule(Config):
-    suite: str
+    suite: Name
     """A shipped suite, or a suite file."""
 
 
@@ -68,7 +75,7 @@ class NonInferiority(_SuiteRule):
     """Not worse than the incumbent by `margin` or more: the paired interval lies above -margin."""
 
     rule: Literal["non_inferiority"]
-    margin: Annotated[float, Field(gt=0, le=1)]
+    margin: Annotated[float, Field(gt=0, le=1, strict=True)]
 
 
 class FormatRate(_SuiteRule):
@@ -160,10 +167,10 @@ DEFAULT_ERRORS = 0.01
 class Policy(Config):
     """Rules, all of which must pass."""
 
-    name: str
+    name: Name
     version: Annotated[int, Field(ge=1)] = 1
     description: str = ""
-    alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
+    alpha: Annotated[float, Field(gt=0, lt=0.5, strict=True)] = 0.05
     """Intervals have confidence 1 - alpha."""
 
     correction: Literal["holm", "none"] = "holm"
@@ -188,6 +195,17 @@ class Policy(Config):
     def _measures_something(self) -> "Policy":
         if not self.suites():
             raise ValueError("no rule names a suite, so nothing would be measured")
+        return self
+
+    @model_validator(mode="after")
+    def _says_everything_once(self) -> "Policy":
+        named = Counter((r.rule, getattr(r, "suite", None)) for r in self.rules)
+        [((rule, suite), times)] = named.most_common(1)
+        if times > 1:
+            where = f" for suite '{suite}'" if suite else ""
+            raise ValueError(
+                f"the rule {rule}{where} is there {times} times; keep the one you mean"
+            )
         return self
 
     def all_rules(self) -> tuple[Rule, ...]:

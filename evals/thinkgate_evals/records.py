@@ -9,10 +9,11 @@ twice. It does not know how samples are drawn or what they add up to.
 
 import fcntl
 import json
+import re
 from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Annotated, Any, Self
 
 from pydantic import Field, ValidationError
 
@@ -38,6 +39,9 @@ __all__ = [
 
 Key = tuple[str, int]
 
+Count = Annotated[int, Field(ge=0, lt=2**53)]
+"""No more than a JSON number holds exactly, and no less than none, which clears any ceiling."""
+
 GRADED = frozenset({Verdict.CORRECT, Verdict.WRONG, Verdict.NO_ANSWER})
 """Verdicts that say something about the model; the others say that the measurement failed."""
 
@@ -50,7 +54,7 @@ class Record(Config):
     """
 
     problem_id: str
-    repeat: int = 0
+    repeat: Count = 0
     """Which of several answers to the problem, from 0."""
 
     seed: int | None = None
@@ -79,9 +83,9 @@ class Record(Config):
     """None when the request failed."""
 
     finish_reason: str | None = None
-    reasoning_tokens: int | None = None
-    answer_tokens: int | None = None
-    latency_s: float | None = None
+    reasoning_tokens: Count | None = None
+    answer_tokens: Count | None = None
+    latency_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     request_id: str | None = None
     endpoint: str | None = None
     """The address that answered; None where the response cache did."""
@@ -203,10 +207,22 @@ class Recording:
         self._match(read_header(self.path))
         _cut_torn_line(self.path)
         records = read_records(self.path)
+        self._refuse_strangers(records)
         kept = [record for record in records if record.error is None]
         if len(kept) < len(records):
             write_atomic(self.path, "".join(record.model_dump_json() + "\n" for record in kept))
         self._done = {record.key: record for record in kept}
+
+    def _refuse_strangers(self, records: Iterable[Record]) -> None:
+        """DataError for answers of other weights, as files that were joined by hand have."""
+        ours = self.header.model
+        for record in records:
+            if re.fullmatch("[0-9a-f]{64}", ours) and record.model_digest not in (None, ours):
+                raise DataError(
+                    f"{self.path}: problem {record.problem_id}, repeat {record.repeat} was "
+                    f"answered by model {str(record.model_digest)[:12]}, not {ours[:12]}; measure "
+                    "again with --fresh"
+                )
 
     def _match(self, found: Header) -> None:
         """Take over the header found, or refuse it naming every key that differs."""

@@ -91,15 +91,10 @@ def find_target(
 
 
 def _from_alias(alias: str, registry: Registry, name: str | None) -> Card:
-    entry = registry.history(alias)[-1]
     folder = registry.resolve(alias)
     way_out = f"'thinkgate rollback --alias {alias}' goes back to the one before"
     card = _from_folder(folder, trusted_keys(registry.root), name or alias, way_out)
-    if card.digest != entry.model_digest:
-        raise CheckpointError(
-            f"alias '{alias}' was promoted with digest {entry.model_digest[:12]}, its folder "
-            f"{card.source} now holds {(card.digest or '')[:12]}; promote it again"
-        )
+    registry.require_unchanged(alias, folder, card.digest or "")
     return card
 
 

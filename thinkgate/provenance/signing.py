@@ -1,4 +1,4 @@
-"""Signing a checkpoint that passed: first the attestation, then one signature over all files.
+"""Attesting what the gate said, and signing what passed: one signature over all files.
 
 The signature is OpenSSF model signing's, so its own command verifies it too. Knows nothing of
 trust: whose signature counts is for whoever verifies.
@@ -8,14 +8,27 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from thinkgate.checkpoint import META, Checkpoint, gated, load_checkpoint, write_atomic
+from thinkgate.checkpoint import META, Checkpoint, decided, gated, load_checkpoint, write_atomic
 from thinkgate.errors import MissingDependencyError
 from thinkgate.provenance.attestation import ATTESTATION, test_result
 from thinkgate.provenance.envelope import seal
 from thinkgate.provenance.keys import PrivateKey
 from thinkgate.provenance.verification import SIGNATURE, folder_digests
 
-__all__ = ["sign", "unsign"]
+__all__ = ["attest", "sign", "unsign"]
+
+
+def attest(folder: Path, key: PrivateKey) -> Path:
+    """Seal what the gate said of the checkpoint in `folder`, PASS or not, for policy engines.
+
+    CheckpointError where there is none, or one about other files.
+    """
+    checkpoint = load_checkpoint(folder)
+    decision = decided(checkpoint)
+    unsign(checkpoint)
+    sealed = seal(test_result(checkpoint, decision, folder_digests(folder)), key)
+    write_atomic(checkpoint.meta(ATTESTATION), sealed)
+    return checkpoint.meta(ATTESTATION)
 
 
 def sign(folder: Path, key: PrivateKey) -> Path:
@@ -31,13 +44,9 @@ def sign(folder: Path, key: PrivateKey) -> Path:
             f"signing needs {error.name}, which is not installed; pip install 'thinkgate[sign]'"
         ) from error
     checkpoint = load_checkpoint(folder)
-    decision = gated(checkpoint)
-    unsign(checkpoint)
+    gated(checkpoint)
+    attest(folder, key)
     signature = checkpoint.meta(SIGNATURE)
-    digests = folder_digests(folder)
-    write_atomic(
-        checkpoint.meta(ATTESTATION), seal(test_result(checkpoint, decision, digests), key)
-    )
     # Its annotations leave PathLike open, which a strict check cannot read.
     hashing: Any = model_signing.hashing
     signing: Any = model_signing.signing
