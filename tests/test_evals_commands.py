@@ -2,6 +2,7 @@
 of vLLM; the real one is in the end-to-end test."""
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -198,6 +199,26 @@ def test_measuring_a_signed_checkpoint_leaves_it_as_it_is(
     assert main(["eval", "compare", str(weak), str(passed)]) == 0
     assert contents(passed) == before
     verify(passed, trusted_keys()).require()
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_an_incumbent_in_a_store_that_may_not_be_written(
+    signed: bool, servers: Servers, passed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "store").mkdir()
+    incumbent = passed.rename(tmp_path / "store" / "strong")
+    if not signed:
+        (incumbent / "thinkgate/signature.json").unlink()
+    before, access = contents(tmp_path / "store"), os.access
+    # Not by mode: tests may run as root, who may write all the same.
+    monkeypatch.setattr(os, "access", lambda p, mode: "store" not in str(p) and access(p, mode))
+    for limit in ("300", "310"):
+        command = ["--policy", "quickstart", "--against", str(incumbent), "--limit", limit]
+        assert gate(tmp_path / "weak", *command) == 1
+    assert servers.started == ["weak", "strong"]  # the 300 recorded inside were taken along
+    kept = tmp_path / "runs/evals" / load_checkpoint(incumbent).digest[:12] / "arithmetic.jsonl"
+    assert len(read_records(kept)) == 310
+    assert contents(tmp_path / "store") == before
 
 
 def test_a_signed_checkpoint_is_judged_again_by_who_can_sign_it(

@@ -141,12 +141,13 @@ class Registry:
     def folder_of(self, target: str) -> Path:
         """The folder behind the alias `target`, or the one it names; an alias counts first."""
         folder = Path(target)
-        if target not in self.aliases():
-            if folder.is_dir():
-                return folder
-            if len(folder.parts) != 1 or target.startswith("."):
-                raise CheckpointError(f"{target}: no such checkpoint folder")
-        return self.resolve(target)
+        if target in self.aliases():
+            return self.resolve(target)
+        if folder.is_dir():
+            return folder
+        if len(folder.parts) != 1 or target.startswith("."):
+            raise CheckpointError(f"{target}: no such checkpoint folder")
+        raise RegistryError(f"{target}: no such checkpoint folder, and {self._unknown(target)}")
 
     def require_unchanged(self, alias: str, checkpoint: Path, digest: str) -> None:
         """CheckpointError unless `digest`, of the model in the folder `alias` points at, is the one
@@ -205,12 +206,14 @@ class Registry:
         """Each line as an entry, or what is wrong with it."""
         file = self._file(alias)
         if not file.is_file():
-            raise RegistryError(
-                f"no alias '{alias}' in {self.root}; "
-                + (nearest(alias, self.aliases()) if self.aliases() else "nothing promoted yet")
-            )
+            raise RegistryError(self._unknown(alias))
         lines = file.read_bytes().splitlines() or [b""]
         return [_parse(line) for line in lines]
+
+    def _unknown(self, alias: str) -> str:
+        known = self.aliases()
+        hint = nearest(alias, known) if known else "nothing promoted yet"
+        return f"no alias '{alias}' in {self.root}; {hint}"
 
     def _file(self, alias: str) -> Path:
         return self.root / f"{alias}{SUFFIX}"

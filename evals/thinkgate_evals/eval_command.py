@@ -27,6 +27,7 @@ from thinkgate_evals.lm_harness import LmPlan
 from thinkgate_evals.lm_scores import LmMeasurement, add_scores, record_scores
 from thinkgate_evals.lm_tasks import lm_names, tasks_folder
 from thinkgate_evals.measure import (
+    RUNS,
     Measurement,
     Options,
     find_checkpoint,
@@ -246,7 +247,7 @@ def _endpoint(
         api_key=key,
         others=tuple(_others(_split(args.endpoints), model, digest, key)),
     )
-    folder = args.out or Path("runs/evals") / re.sub(r"[^A-Za-z0-9._-]+", "-", model)
+    folder = args.out or RUNS / re.sub(r"[^A-Za-z0-9._-]+", "-", model)
     measurements = measure_endpoint(endpoint, suites, chosen, folder)
     measurements += lm_plan.measure(
         chosen,

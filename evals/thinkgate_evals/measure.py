@@ -31,6 +31,7 @@ from thinkgate_evals.second_grader import Grader, grade_again
 from thinkgate_evals.suites import LoadedSuite
 
 __all__ = [
+    "RUNS",
     "Measurement",
     "Options",
     "find_checkpoint",
@@ -41,6 +42,10 @@ __all__ = [
     "require_outside_checkpoints",
     "serving",
 ]
+
+
+RUNS = Path("runs/evals")
+"""Records of models that have no folder here that could hold them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,21 +129,31 @@ def require_outside_checkpoints(file: Path, option: str) -> None:
 
 
 def records_folder(checkpoint: Path) -> Path:
-    """Where the records of a checkpoint lie by default: in it, or beside it once it is signed.
+    """Where the records of a checkpoint lie by default: in it, beside it once it is signed, and in
+    `runs/evals` where neither may be written.
 
     Nothing is written into a signed checkpoint, for an extra file breaks its signature. The folder
-    beside it starts as a copy of the records inside, so that nothing is measured twice.
+    elsewhere starts as a copy of the records inside, so that nothing is measured twice.
     """
     inside = checkpoint / META / "evals"
-    if not (checkpoint / META / SIGNATURE).is_file():
+    if not (checkpoint / META / SIGNATURE).is_file() and _may_be_written(inside):
         return inside
     folder = Path(os.path.abspath(checkpoint))
-    beside = folder.with_name(f"{folder.name}.evals") / read_manifest(checkpoint).model_digest[:12]
-    if inside.is_dir() and not beside.exists():
-        partial = beside.with_name(f".{beside.name}.{os.getpid()}.partial")
+    digest = read_manifest(checkpoint).model_digest[:12]
+    elsewhere = folder.with_name(f"{folder.name}.evals") / digest
+    if not _may_be_written(elsewhere):
+        elsewhere = RUNS / digest
+    if inside.is_dir() and not elsewhere.exists():
+        partial = elsewhere.with_name(f".{elsewhere.name}.{os.getpid()}.partial")
         shutil.copytree(inside, partial)
-        partial.rename(beside)
-    return beside
+        partial.rename(elsewhere)
+    return elsewhere
+
+
+def _may_be_written(folder: Path) -> bool:
+    """Whether files can be made in a folder that may have to be made itself."""
+    there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    return os.access(there, os.W_OK | os.X_OK)
 
 
 @contextmanager
