@@ -68,7 +68,10 @@ class CharTokenizer:
 def _shown(turn: Mapping[str, Any]) -> str:
     """As reasoning models' templates do, without the thought."""
     content = turn["content"].split("</think>")[-1]
-    calls = "".join(f"[call]{json.dumps(call['function'])}" for call in turn.get("tool_calls", ()))
+    calls = "".join(
+        f"[call]{json.dumps(call['function'], ensure_ascii=False)}"
+        for call in turn.get("tool_calls", ())
+    )
     return f"[{turn['role']}]{content}{calls}"
 
 

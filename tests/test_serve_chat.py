@@ -10,7 +10,14 @@ from fake_engine import CONTEXT, HELLO, FakeEngine, ask, characters, pieces
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from thinkgate_serve.card import Card
-from thinkgate_serve.engine import Delta, EngineDead, Finish, RequestRefused, Sampling
+from thinkgate_serve.engine import (
+    Delta,
+    EngineDead,
+    Finish,
+    RequestFailed,
+    RequestRefused,
+    Sampling,
+)
 from thinkgate_serve.generation import Plan, Thinking, run_choices
 from thinkgate_serve.service import ReasoningField, Settings
 
@@ -253,6 +260,9 @@ def test_engine_failures() -> None:
     response = ask(engine, messages=HELLO, n=2)
     assert response.status_code == 400
     assert response.json()["error"]["message"] == "logit_bias: no such token"
+    engine.failure = RequestFailed("error")
+    response = ask(engine, messages=HELLO)
+    assert (response.status_code, response.json()["error"]["code"]) == (500, "engine_error")
     engine.failure = KeyError("a bug")
     response = ask(engine, messages=HELLO, headers={"x-request-id": "r1"})
     assert response.status_code == 500

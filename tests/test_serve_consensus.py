@@ -201,15 +201,17 @@ def test_comparing_answers_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> N
     [
         ({"consensus": 0}, "consensus", "greater than or equal to 1"),
         ({"consensus": 65}, "consensus", "less than or equal to 64"),
-        ({"consensus": 2, "n": 2}, None, "consensus returns one choice"),
-        ({"consensus": 2, "response_format": {"type": "json_object"}}, None, "reads no JSON"),
-        ({"consensus": 2, "tools": [TOOL]}, None, "votes on final answers, not on calls"),
+        ({"consensus": 2, "n": 2}, "n", "consensus returns one choice"),
+        (
+            {"consensus": 2, "response_format": {"type": "json_object"}},
+            "response_format",
+            "reads no JSON",
+        ),
+        ({"consensus": 2, "tools": [TOOL]}, "tools", "votes on final answers, not on calls"),
         ({"consensus": 2, "temperature": 0}, "temperature", "all samples are the same"),
     ],
 )
-def test_what_makes_no_sense_is_refused(
-    body: dict[str, Any], param: str | None, words: str
-) -> None:
+def test_what_makes_no_sense_is_refused(body: dict[str, Any], param: str, words: str) -> None:
     engine = voters("x")
     response = ask(engine, messages=HELLO, **body)
     assert response.status_code == 400

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import json
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,16 @@ import pytest
 from fake_engine import HELLO, FakeEngine, characters
 
 from thinkgate.checkpoint import META
-from thinkgate.errors import CheckpointError, ServerError
+from thinkgate.errors import CheckpointError, ConfigError, ServerError
 from thinkgate_serve.app import create_app
 from thinkgate_serve.auth import Keyring, add_key
 from thinkgate_serve.card import Card
 from thinkgate_serve.deploy import Placement, Source
+from thinkgate_serve.engine import Tokenizer
+from thinkgate_serve.messages import Tool
 from thinkgate_serve.model import Deployment
 from thinkgate_serve.service import Settings
+from thinkgate_serve.tools import Reader, Verbatim
 
 OLD = Card(name="m", source="old", digest="aa" * 32, decision=None)
 RIGHT = "<think>why</think>42"
@@ -39,6 +43,20 @@ def recorded(folder: Path, gold: str = "42", count: int = 4) -> Path:
     return folder
 
 
+class Parser:
+    """A tool parser that fits the new model, or does not."""
+
+    def __init__(self, bench: "Bench") -> None:
+        self.bench = bench
+
+    def check(self, tokenizer: Tokenizer) -> None:
+        if tokenizer is self.bench.new.tokenizer and not self.bench.fits:
+            raise ConfigError("it does not fit this model's tokenizer")
+
+    def reader(self, tools: Sequence[Tool], tokenizer: Tokenizer) -> Reader:
+        return Verbatim()
+
+
 class Bench:
     """A server on scripted engines, and the checkpoints it can be told to deploy."""
 
@@ -50,21 +68,27 @@ class Bench:
         self.card = Card(
             name="m", source=str(recorded(tmp_path / "new")), digest="bb" * 32, decision=None
         )
+        self.was = OLD
+        """What verifying the old checkpoint again finds."""
         self.refusal: Exception | None = None
         self.version = 0
+        self.fits = True
         source = Source(
             target="production", find=self.find, load=self.load, version=lambda: self.version,
             known=0, room_beside=lambda _: True, placement=placement, drain_seconds=5,
         )  # fmt: skip
         self.admin = add_key(tmp_path / "keys.yaml", "ops", admin=True)
         self.user = add_key(tmp_path / "keys.yaml", "user")
-        settings = Settings(keyring=Keyring.load(tmp_path / "keys.yaml", {}))
+        keyring = Keyring.load(tmp_path / "keys.yaml", {})
+        settings = Settings(keyring=keyring, tool_parser=Parser(self))
         self.app = create_app(Deployment(self.old, OLD), settings, source)
         self.service = self.app.state.service
         transport = httpx.ASGITransport(app=self.app)
         self.client = httpx.AsyncClient(transport=transport, base_url="http://test")
 
     def find(self, target: str) -> tuple[Card, Sequence[Card]]:
+        if target == OLD.source:
+            return self.was, ()
         if self.refusal is not None:
             raise self.refusal
         return self.card, ()
@@ -78,7 +102,9 @@ class Bench:
 
     async def send(self, method: str, path: str, key: str | None = None, **body: Any) -> Any:
         headers = {"authorization": f"Bearer {key or self.admin}"}
-        return await self.client.request(method, path, json=body or None, headers=headers)
+        headers["content-type"] = "application/json"
+        content = json.dumps(body) if body else None
+        return await self.client.request(method, path, content=content, headers=headers)
 
     async def ask(self) -> tuple[int, str]:
         response = await self.send("POST", "/v1/chat/completions", messages=HELLO)
@@ -150,12 +176,21 @@ def test_no_request_fails_while_the_model_changes(tmp_path: Path, placement: Pla
         ("format", "canary_failed", "0 have the recorded format"),
         ("load", "load_failed", "vLLM could not load it"),
         ("dies", "load_failed", "EngineDead"),
+        ("hangs", "canary_failed", "no answer within 0.2 seconds"),
+        ("tool parser", "load_failed", "does not fit"),
         ("tampered", "refused", "a file was changed"),
     ],
 )
 def test_what_is_wrong_leaves_the_old_one_serving(
-    tmp_path: Path, placement: Placement, spoil: str, outcome: str, why: str
+    tmp_path: Path,
+    placement: Placement,
+    spoil: str,
+    outcome: str,
+    why: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("thinkgate_serve.canary.PATIENCE_SECONDS", 0.2)
+
     async def test(bench: Bench) -> None:
         if spoil == "weights":
             bench.new.script = lambda *_: characters("<think>hm</think>43")
@@ -165,6 +200,10 @@ def test_what_is_wrong_leaves_the_old_one_serving(
             bench.new.failure = ServerError("vLLM could not load it")
         elif spoil == "dies":
             bench.new.die = True
+        elif spoil == "hangs":
+            bench.new.hang = True
+        elif spoil == "tool parser":
+            bench.fits = False
         else:
             bench.refusal = CheckpointError("a file was changed")
         attempt = await bench.deploy()
@@ -178,6 +217,64 @@ def test_what_is_wrong_leaves_the_old_one_serving(
         assert f'thinkgate_deploys_total{{outcome="{outcome}"}} 1.0' in metrics
 
     run(tmp_path, test, placement)
+
+
+@pytest.mark.parametrize("placement", [Placement.BESIDE, Placement.REPLACE])
+@pytest.mark.parametrize("dies", [False, True])
+def test_without_records_it_must_say_something(
+    tmp_path: Path, placement: Placement, dies: bool
+) -> None:
+    async def test(bench: Bench) -> None:
+        bench.card = replace(bench.card, source=str(recorded(tmp_path / "unrecorded", count=0)))
+        bench.new.die = dies
+        attempt = await bench.deploy()
+        assert attempt["outcome"] == ("load_failed" if dies else "deployed")
+        assert len(bench.new.requests) == 1
+        assert await bench.ask() == (200, "aa" if dies else "bb")
+
+    run(tmp_path, test, placement)
+
+
+def test_nothing_unproven_comes_back(tmp_path: Path) -> None:
+    """The old checkpoint's files may have been changed since it was loaded."""
+
+    async def test(bench: Bench) -> None:
+        bench.was = replace(OLD, digest="cc" * 32)
+        bench.new.failure = ServerError("vLLM could not load it")
+        attempt = await bench.deploy()
+        assert (attempt["outcome"], bench.service.dead) == ("load_failed", True)
+        assert "no longer what was served" in attempt["why"]
+
+    run(tmp_path, test, Placement.REPLACE)
+
+
+def test_waiting_for_a_new_model_has_its_limit_too(tmp_path: Path) -> None:
+    async def test(bench: Bench) -> None:
+        bench.service.settings = replace(bench.service.settings, request_timeout=0.1)
+        with bench.service.holding():
+            assert (await bench.client.get("/ready")).status_code == 503
+            response = await bench.send("POST", "/v1/chat/completions", messages=HELLO)
+            assert (response.status_code, response.json()["error"]["code"]) == (504, "timeout")
+        assert (await bench.client.get("/ready")).status_code == 200
+        assert "thinkgate_request_timeouts_total 1.0" in (await bench.client.get("/metrics")).text
+
+    run(tmp_path, test)
+
+
+def test_a_server_on_its_way_out_deploys_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("thinkgate_serve.deploy.WATCH_SECONDS", 0.01)
+
+    async def test(bench: Bench) -> None:
+        bench.service.limiter.leaving = True
+        refused = await bench.send("POST", "/admin/deploy")
+        assert refused.status_code == 409 and "shutting down" in refused.text
+        bench.version = 1
+        await asyncio.sleep(0.1)
+        assert (await bench.send("GET", "/admin/deploy")).json()["past"] == []
+
+    run(tmp_path, test)
 
 
 def test_a_thought_begun_on_the_old_model_ends_on_it(tmp_path: Path) -> None:
@@ -230,7 +327,9 @@ def test_deploying_takes_an_admin_key(tmp_path: Path) -> None:
             assert response.status_code == 403
             assert response.json()["error"]["code"] == "admin_key_required"
             assert (await bench.send(method, "/admin/deploy", "wrong")).status_code == 401
-        wrong = await bench.send("POST", "/admin/deploy", goal="x")
-        assert wrong.status_code == 400
+        for body, param in (({"goal": "x"}, "goal"), ({"target": "\ud800"}, "target")):
+            wrong = await bench.send("POST", "/admin/deploy", **body)
+            assert wrong.status_code == 400
+            assert wrong.json()["error"]["param"] == param
 
     run(tmp_path, test)

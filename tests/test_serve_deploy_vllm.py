@@ -4,7 +4,8 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,31 @@ class Client:
                 self.failures.append(error)
 
 
+class Admin:
+    """Who may deploy."""
+
+    def __init__(self, server: LocalServer, key: str) -> None:
+        self.http = httpx.Client(
+            base_url=server.base_url.removesuffix("/v1"),
+            headers={"authorization": f"Bearer {key}"},
+        )
+
+    def past(self) -> list[dict[str, Any]]:
+        return self.http.get("/admin/deploy").json()["past"]
+
+
+@contextmanager
+def asking(server: LocalServer, key: str, streams: int) -> Iterator[list[Client]]:
+    clients = [Client(server, key) for _ in range(streams)]
+    try:
+        yield clients
+    finally:
+        for client in clients:
+            client.done.set()
+        for client in clients:
+            client.thread.join()
+
+
 def until(condition: Callable[[], bool], seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
@@ -96,26 +122,19 @@ def test_promoting_under_load_fails_no_request(
     key = add_key(tmp_path / "keys.yaml", "ops", admin=True)
     extra = ["--keys", str(tmp_path / "keys.yaml")]
     with local_server("production", registry=registry.root, extra=extra) as server:
-        admin = httpx.Client(
-            base_url=server.base_url.removesuffix("/v1"),
-            headers={"authorization": f"Bearer {key}"},
-        )
-
-        def past() -> list[dict[str, Any]]:
-            return admin.get("/admin/deploy").json()["past"]
-
-        clients = [Client(server, key) for _ in range(STREAMS)]
-        try:
+        admin = Admin(server, key)
+        past = admin.past
+        with asking(server, key, STREAMS) as clients:
             registry.promote("production", broken)  # it is what its record says it is not
             until(lambda: len(past()) == 1)
             assert past()[0]["outcome"] == "canary_failed"
 
             weights = next(broken.glob("*.safetensors"))
             weights.write_bytes(weights.read_bytes()[:-1] + b"x")
-            assert admin.post("/admin/deploy").status_code == 202
+            assert admin.http.post("/admin/deploy").status_code == 202
             until(lambda: len(past()) == 2)
             assert past()[0]["outcome"] == "refused"
-            assert not any(client.failures for client in clients)
+            assert [error for client in clients for error in client.failures] == []
             assert {d for c in clients for d, _ in c.answers} == {
                 load_checkpoint(gated_checkpoint).digest
             }
@@ -124,11 +143,6 @@ def test_promoting_under_load_fails_no_request(
             until(lambda: len(past()) == 3)
             answered = sum(len(client.answers) for client in clients)
             until(lambda: sum(len(client.answers) for client in clients) > answered + 2 * STREAMS)
-        finally:
-            for client in clients:
-                client.done.set()
-            for client in clients:
-                client.thread.join()
         attempt = past()[0]
         assert (attempt["outcome"], attempt["placement"]) == ("deployed", "beside")
         assert attempt["canary"] == {"asked": 1, "right": 1, "closed": 1}
@@ -140,3 +154,25 @@ def test_promoting_under_load_fails_no_request(
     total = sum(len(client.answers) for client in clients)
     with capsys.disabled():
         print(f"\n{total} requests on {STREAMS} streams, 0 failed; seconds: {attempt['seconds']}")
+
+
+def test_in_the_place_of_the_old_one_and_back(gated_checkpoint: Path, tmp_path: Path) -> None:
+    """Where only one engine fits, requests wait while it changes; none fails."""
+    registry = Registry(tmp_path / "registry")
+    registry.promote("production", gated_checkpoint)
+    broken = checkpoint(tmp_path / "broken", gated_checkpoint, "16", train=False)
+    key = add_key(tmp_path / "keys.yaml", "ops", admin=True)
+    extra = ["--keys", str(tmp_path / "keys.yaml"), "--deploy", "replace"]
+    with local_server("production", registry=registry.root, extra=extra) as server:
+        admin = Admin(server, key)
+        with asking(server, key, 4) as clients:
+            until(lambda: all(client.answers for client in clients))
+            registry.promote("production", broken)
+            until(lambda: len(admin.past()) == 1)
+            before = [len(client.answers) for client in clients]
+            until(lambda: all(len(c.answers) > n for c, n in zip(clients, before, strict=True)))
+        (attempt,) = admin.past()
+    assert (attempt["outcome"], attempt["placement"]) == ("canary_failed", "replace")
+    assert [error for client in clients for error in client.failures] == []
+    digest, answer = load_checkpoint(gated_checkpoint).digest, LESSONS["closed"].rpartition(">")[2]
+    assert {said for client in clients for said in client.answers} == {(digest, answer)}

@@ -106,7 +106,8 @@ def test_bad_keys_are_mistakes(tmp_path: Path) -> None:
         Keyring.load(file, {})
     with pytest.raises(ConfigError, match="THINKGATE_API_KEY has 3"):
         Keyring.load(None, {"THINKGATE_API_KEY": "abc"})
-    assert Keyring.load(None, {"THINKGATE_API_KEY": SECRET}).find(f"Bearer {SECRET}")
+    found = Keyring.load(None, {"THINKGATE_API_KEY": SECRET}).find(f"Bearer {SECRET}")
+    assert found is not None and not found.admin
     add_key(file := tmp_path / "more.yaml", "env")
     with pytest.raises(ValueError, match="two keys are named 'env'"):
         Keyring.load(file, {"THINKGATE_API_KEY": SECRET})
@@ -235,8 +236,11 @@ def test_a_request_that_takes_too_long_is_ended(stream: bool) -> None:
 def test_a_stream_without_a_first_token_times_out_with_a_status() -> None:
     engine = FakeEngine([])
     engine.hang = True
-    response = ask(engine, settings=Settings(request_timeout=0.1), messages=HELLO, stream=True)
-    assert response.status_code == 504
+    with running(engine, Settings(request_timeout=0.1)) as server:
+        response = httpx.post(f"{server.url}/chat/completions", json=ASKED | {"stream": True})
+        assert response.status_code == 504
+        metrics = httpx.get(f"{server.url.removesuffix('/v1')}/metrics").text
+    assert "thinkgate_request_timeouts_total 1.0" in metrics
 
 
 # Draining
@@ -386,7 +390,22 @@ def test_cors_is_off_until_asked_for() -> None:
     assert "access-control-allow-origin" not in other.headers
 
 
+@pytest.mark.parametrize("origin", ["app.example", "https://app.example/", "https://a/b", ""])
+def test_an_origin_no_browser_would_send_is_a_mistake(origin: str) -> None:
+    with pytest.raises(ConfigError, match="not a web origin"):
+        options("x", "--cors-origin", origin).settings()
+    options("x", "--cors-origin", "https://app.example:8443", "--cors-origin", "*").settings()
+
+
 # The command line
+
+
+def test_choices_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert options("x", "--log-format", "json").log_format is LogFormat.JSON
+    for option in ("--log-format", "--deploy", "--reasoning-field"):
+        with pytest.raises(SystemExit):
+            options("x", option, "sideways")
+        assert "invalid choice: 'sideways' (choose from '" in capsys.readouterr().err
 
 
 def options(*words: str) -> ServeConfig:

@@ -263,7 +263,7 @@ def test_reasoning_can_be_left_out_and_is_still_counted() -> None:
 
 
 # change to a good request → (param, part of the message)
-REFUSED: dict[str, tuple[dict[str, Any], str | None, str]] = {
+REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "stored": ({"store": True}, "store", "nothing is stored"),
     "previous": ({"previous_response_id": "resp_1"}, "previous_response_id", "send the earlier"),
     "background": ({"background": True}, "background", "not supported"),
@@ -290,16 +290,44 @@ REFUSED: dict[str, tuple[dict[str, Any], str | None, str]] = {
     ),
     "effort": ({"reasoning": {"effort": "huge"}}, "reasoning.effort", "'none'"),
     "summary": ({"reasoning": {"summary": "detailed"}}, "reasoning.summary", "'auto'"),
-    "two budgets": ({"reasoning": {"effort": "low"}, "thinking_budget": 5}, None, "either"),
+    "two budgets": (
+        {"reasoning": {"effort": "low"}, "thinking_budget": 5},
+        "reasoning.effort",
+        "either",
+    ),
     "too long": ({"max_output_tokens": 10**6}, "max_output_tokens", "the context"),
     "bad schema": (
         {"text": {"format": {"type": "json_schema", "name": "x", "schema": {"type": "robot"}}}},
         "text.format",
         "'robot'",
     ),
-    "top without": ({"top_logprobs": 2}, None, "needs logprobs"),
+    "a schema that is none": (
+        {"text": {"format": {"type": "json_schema", "name": "x", "schema": []}}},
+        "text.format.schema",
+        "valid dictionary",
+    ),
+    "another shape": ({"text": {"format": {"type": "yaml"}}}, "text.format", "'json_schema'"),
+    "top without": ({"top_logprobs": 2}, "top_logprobs", "needs logprobs"),
     "verbosity": ({"text": {"verbosity": "low"}}, "text.verbosity", "not supported"),
     "model": ({"model": "other"}, "model", "not served here"),
+    "nothing but an empty thought": (
+        {"input": [{"type": "reasoning", "summary": []}]},
+        "input",
+        "'input': list should have at least 1",
+    ),
+    "a long input": ({"input": "x" * 5000}, "input", "the context"),
+    "metadata that is no text": ({"metadata": {"a": "\ud800"}}, "metadata", "lone surrogate"),
+    "a user that is no text": ({"user": "\ud800"}, "user", "lone surrogate"),
+    "a tool that is no text": (
+        {"tools": [TOOL | {"description": "\ud800"}], "tool_choice": "none"},
+        "tools",
+        "lone surrogate",
+    ),
+    "a tool that is no number": (
+        {"tools": [TOOL | {"parameters": {"default": float("nan")}}], "tool_choice": "none"},
+        "tools",
+        "NaN",
+    ),
 }
 
 

@@ -1,5 +1,7 @@
 """The application over a real socket: disconnects, draining, the death of the engine."""
 
+import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -154,3 +156,33 @@ def test_metrics_count_by_channel() -> None:
     assert 'thinkgate_requests_total{path="other",status="404"} 1.0' in text
     assert "thinkgate_time_to_first_token_seconds_count 1.0" in text
     assert "thinkgate_time_to_first_answer_seconds_count 1.0" in text
+
+
+def test_what_is_there_for_get_is_there_for_head() -> None:
+    """Load balancers and monitors ask so; the connection goes on being used."""
+    with running(FakeEngine(characters("x"))) as server, httpx.Client() as http:
+        root = server.url.removesuffix("/v1")
+        for path in ("/health", "/ready", "/v1/models", "/metrics", "/"):
+            head, get = http.head(f"{root}{path}"), http.get(f"{root}{path}")
+            assert (head.status_code, get.status_code, head.content) == (200, 200, b"")
+            assert head.headers["content-type"] == get.headers["content-type"]
+        assert http.head(f"{root}/v1/nothing").status_code == 404
+        assert http.head(f"{server.url}/chat/completions").status_code == 405
+
+
+def test_requests_sent_at_once_on_one_connection_are_answered_in_order() -> None:
+    body = json.dumps({"messages": HELLO}).encode()
+    asked = [
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        b"X-Request-Id: %d\r\nContent-Length: %d\r\n%b\r\n%b"
+        % (number, len(body), b"Connection: close\r\n" if number == 3 else b"", body)
+        for number in (1, 2, 3)
+    ]
+    with running(FakeEngine(characters("x"))) as server:
+        address = server.url.removeprefix("http://").removesuffix("/v1").split(":")
+        with socket.create_connection((address[0], int(address[1])), timeout=10) as connection:
+            connection.sendall(b"".join(asked))
+            answered = b"".join(iter(lambda: connection.recv(4096), b""))
+    assert answered.count(b"HTTP/1.1 200") == 3
+    order = [answered.index(b"x-request-id: %d" % number) for number in (1, 2, 3)]
+    assert order == sorted(order)

@@ -9,15 +9,16 @@ import httpx
 import openai
 import pytest
 from conftest import ADD
-from fake_engine import HELLO, FakeEngine, ask, characters, pieces
-from hypothesis import given, settings
+from fake_engine import HELLO, CharTokenizer, FakeEngine, ask, characters, pieces
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from thinkgate_clients.local import LocalServer
 from thinkgate_serve.engine import Delta, Finish, Sampling
+from thinkgate_serve.messages import Tool
 from thinkgate_serve.service import Settings
-from thinkgate_serve.tools import CallArray, gather
+from thinkgate_serve.tools import CallArray, CallDelta, Said, gather
 from thinkgate_serve.vllm_tools import VLLMToolParser
 
 HERMES = Settings(tool_parser=VLLMToolParser("hermes"))
@@ -101,6 +102,42 @@ def test_one_call_at_a_time(way: Any) -> None:
     choice = way(FakeEngine(characters(CALL + OTHER)), parallel_tool_calls=False)
     assert made(choice) == [("add", {"a": 7, "b": 8})]
     assert choice["message"]["content"] is None
+
+
+BITS = [
+    "<tool_call>", "</tool_call>", '{"name": "add"', ', "arguments": ', '{"a": 1}', "{", "}", "[",
+    '"', "null", '{"name": 5, "arguments": {}}', '{"arguments": {}, "name": "say"}', '{"name":{}}',
+    "x", "<parameter=a>", "<function=add>",
+]  # fmt: skip
+
+
+class Ascii(CharTokenizer):
+    def get_vocab(self) -> dict[str, int]:
+        return {chr(token): token for token in range(128)}
+
+
+@pytest.mark.parametrize("parser", ["hermes", "granite"])
+@settings(derandomize=True, max_examples=150, deadline=None)
+@given(
+    st.lists(st.sampled_from(BITS), min_size=1, max_size=10).map("".join),
+    st.sampled_from([1, 3, 20]),
+)
+@example('<tool_call>x{"name": "say", "arguments": {"a": 1}}"</tool_call>"<tool_call>\nx]', 1)
+@example('<tool_call>[{"name": 5, "arguments": {}}]', 20)
+def test_no_parser_stumbles_over_what_a_model_writes(parser: str, text: str, size: int) -> None:
+    """Calls begin with a name, and are counted without gaps."""
+    tools = [Tool.model_validate(tool) for tool in (ADD, SAY)]
+    make = VLLMToolParser(parser)
+    gather(make.reader(tools, Ascii()).whole(text))
+    reader = make.reader(tools, Ascii())
+    said: list[Said] = []
+    for at in range(0, len(text), size):
+        piece = text[at : at + size]
+        said += reader.feed(piece, [ord(char) for char in piece])
+    said += reader.close()
+    begun = [one.index for one in said if isinstance(one, CallDelta) and one.name is not None]
+    assert begun == list(range(len(begun)))
+    gather(said)
 
 
 def test_a_thought_cut_short_calls_nothing() -> None:

@@ -149,6 +149,7 @@ def test_choices_and_seeds(served: LocalServer) -> None:
     assert len(set(first)) == 3
     assert draw(1) == first
     assert draw(2) != first
+    assert draw(-1) == draw(-1)  # to vLLM itself this one is no seed at all
 
 
 def test_logit_bias_reaches_the_engine(served: LocalServer) -> None:
@@ -196,12 +197,31 @@ def test_a_schema_binds_the_answer_and_not_the_thought(served: LocalServer) -> N
             assert json.loads(message.content)["n"] in (1, 2)
         else:
             assert message.content.startswith("{")
-    with pytest.raises(openai.BadRequestError, match="the schema cannot be used"):
-        bad: Any = asked("closed") | {
-            "response_format": {"type": "json_schema",
-                                "json_schema": {"name": "x", "schema": {"type": "robot"}}}
-        }  # fmt: skip
-        client(served).chat.completions.create(model=served.model, **bad)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "robot"},  # is none
+        {"type": "object", "not": {}},  # would be read over
+        {"$ref": "#"},  # can be read and not compiled, which the engine alone finds out
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_schema_that_cannot_hold_is_refused(
+    served: LocalServer, schema: dict[str, Any], stream: bool
+) -> None:
+    shape = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    bad: Any = asked("closed") | {"response_format": shape, "stream": stream}
+    with pytest.raises(openai.OpenAIError, match="the schema cannot be used") as refused:
+        reply = client(served).chat.completions.create(
+            model=served.model, extra_body={"thinking_budget": 0}, **bad
+        )
+        for _ in reply:  # its thought is sent before the engine finds out
+            pass
+    error: Any = refused.value
+    assert error.param == "response_format"
+    assert httpx.get(f"{root(served)}/ready").status_code == 200
 
 
 def test_logprobs_of_the_answer(served: LocalServer) -> None:

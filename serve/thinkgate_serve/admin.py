@@ -6,18 +6,17 @@ Owns these two endpoints; whose key it is was checked in `middleware.py`.
 from typing import Any
 
 from fastapi import FastAPI
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from thinkgate_serve.deploy import Busy, Deployer
 from thinkgate_serve.failures import ApiError
+from thinkgate_serve.messages import Body
 
 __all__ = ["add_admin"]
 
 
-class DeployRequest(BaseModel):
+class DeployRequest(Body):
     """What to deploy."""
-
-    model_config = ConfigDict(extra="forbid")
 
     target: str | None = Field(None, min_length=1)
     """Registry alias or checkpoint folder; None is what the server was started with, as it is

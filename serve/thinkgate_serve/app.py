@@ -103,7 +103,12 @@ def create_app(
             allow_origins=service.settings.cors_origins,
             allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["*"],
-            expose_headers=["x-request-id", "x-thinkgate-gate", "retry-after"],
+            expose_headers=[
+                "x-request-id",
+                "x-thinkgate-gate",
+                "x-thinkgate-model-digest",
+                "retry-after",
+            ],
         )
     return app
 

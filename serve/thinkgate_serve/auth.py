@@ -85,7 +85,7 @@ class Keyring:
                 raise ConfigError(
                     f"{ENV_KEY} has {len(secret)} characters; give it {SHORTEST_ENV_KEY} at least"
                 )
-            keys.append(ApiKey(name="env", sha256=digest(secret), admin=True))
+            keys.append(ApiKey(name="env", sha256=digest(secret)))
         return cls(KeysFile(keys=tuple(keys)).keys)
 
     def __bool__(self) -> bool:

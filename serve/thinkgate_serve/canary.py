@@ -29,8 +29,12 @@ SHARE = 0.5
 solves next to none. A model that repeats 3 of 4 fails this once in 130 deploys."""
 
 
+PATIENCE_SECONDS = 300.0
+"""An engine that hangs must not hold a deploy, and with it perhaps all requests, for ever."""
+
+
 class CanaryFailed(ServerError):
-    """The new model does not solve what it is on record as having solved."""
+    """The new model does not solve what it is on record as having solved, or does not answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +56,22 @@ class _Recorded:
     tokens: int
 
 
+ANYTHING = _Recorded([{"role": "user", "content": "1+1"}], {"max_tokens": 1}, "2", "closed", 1)
+
+
 async def sing(model: Model, checkpoint: Path) -> Canary:
     """Ask `model` the shortest recorded solutions of `checkpoint` again; CanaryFailed when too few
-    are right. Without records nothing is asked, and `asked` says so."""
+    are right. Without records it must only say something, and `asked` is 0."""
     problems = await asyncio.to_thread(_recorded, checkpoint)
-    results = await asyncio.gather(
-        *(_solve(model, problem, f"canary-{at}") for at, problem in enumerate(problems))
-    )
+    try:
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            results = await asyncio.gather(
+                *(_solve(model, problem, f"canary-{at}") for at, problem in enumerate(problems))
+            )
+            if not problems:
+                await _solve(model, ANYTHING, "canary")
+    except TimeoutError as error:
+        raise CanaryFailed(f"canary: no answer within {PATIENCE_SECONDS:g} seconds") from error
     canary = Canary(
         asked=len(results),
         right=sum(right for right, _ in results),

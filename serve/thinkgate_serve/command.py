@@ -66,8 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--reasoning-field",
         "which message field carries the thought (default: both)",
-        type=ReasoningField,
-        choices=list(ReasoningField),
+        choices=[*map(str, ReasoningField)],
     )
     add(
         "--tool-parser",
@@ -78,8 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--deploy",
         "where a new checkpoint's engine goes: beside the old one, or in its place (default: auto)",
-        type=Placement,
-        choices=list(Placement),
+        choices=[*map(str, Placement)],
     )
     add(
         "--deploy-drain",
@@ -124,8 +122,7 @@ def _add_protection(add: Callable[..., None]) -> None:
     add(
         "--log-format",
         "one line per request on stderr (default: text)",
-        type=LogFormat,
-        choices=list(LogFormat),
+        choices=[*map(str, LogFormat)],
     )
     add("--log-prompts", "write request bodies to the log", action="store_true")
     add(

@@ -33,9 +33,9 @@ async def prepare(model: Model, request: ChatRequest, parser: ToolParser | None)
     """ApiError when the request asks for what cannot be done."""
     tools = ToolUse.of(request, parser, model.engine.tokenizer)
     constraint = tools.constraint or _shape(request.response_format)
+    shaped_by = "tools" if tools.constraint else "response_format"
     if constraint is not None:
-        param = "tools" if tools.constraint else "response_format"
-        await asyncio.to_thread(_check, model, constraint, param)
+        await asyncio.to_thread(_check, model, constraint, shaped_by)
     kwargs = dict(request.chat_template_kwargs or {})
     if request.reasoning_effort == "none":
         kwargs.setdefault("enable_thinking", False)
@@ -47,6 +47,7 @@ async def prepare(model: Model, request: ChatRequest, parser: ToolParser | None)
         logprobs=(request.top_logprobs or 0) if request.logprobs else None,
         stop_in_reasoning=request.stop_in_reasoning,
         constraint=constraint,
+        shaped_by=shaped_by,
         logprobs_in_reasoning=request.logprobs_in_reasoning,
         keep_ids=bool(request.stream and tools.shown),
     )

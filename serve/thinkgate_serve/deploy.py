@@ -15,14 +15,14 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
 
 from thinkgate.checkpoint import now
-from thinkgate.errors import ThinkgateError
+from thinkgate.errors import CheckpointError, ThinkgateError
 from thinkgate_serve.canary import Canary, CanaryFailed, sing
 from thinkgate_serve.card import Card
 from thinkgate_serve.model import Deployment
@@ -70,7 +70,7 @@ class Outcome(StrEnum):
 
 
 class Busy(Exception):
-    """One deploy at a time."""
+    """One deploy at a time, and none while the server is on its way out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +134,8 @@ class Deployer:
 
     def start(self, target: str | None = None) -> Attempt:
         """Begin to deploy `target`, or what the server was started with; Busy during another."""
+        if self._service.limiter.leaving:
+            raise Busy("the server is shutting down")
         if self._running is not None:
             raise Busy(f"{self._running.target} is being deployed; one at a time")
         attempt = self._running = Attempt(target=target or self._source.target)
@@ -145,9 +147,10 @@ class Deployer:
         version, known = self._source.version, self._source.known
         while version is not None:
             seen = await asyncio.to_thread(version)
-            if seen is not None and seen != known and self._running is None:
-                known = seen
-                self.start()
+            if seen is not None and seen != known:
+                with suppress(Busy):
+                    self.start()
+                    known = seen
             await asyncio.sleep(WATCH_SECONDS)
 
     def status(self) -> dict[str, Any]:
@@ -222,10 +225,18 @@ class Deployer:
             try:
                 new = await self._prepared(attempt, card, adapters)
             except Exception:
-                service.switch(await self._in_thread(self._source.load, *old.cards))
+                service.switch(await self._again(old))
                 raise
             service.switch(new)
         attempt.seconds["switch"] = round(time.perf_counter() - began, 3)
+
+    async def _again(self, old: Deployment) -> Deployment:
+        """`old` loaded anew, if it still is what was verified: its files had time to change."""
+        card, adapters = await asyncio.to_thread(self._source.find, old.default.card.source)
+        was = [model.card.labels() for model in old.models.values()]
+        if [each.labels() for each in (card, *adapters)] != was:
+            raise CheckpointError(f"{card.source} is no longer what was served; start again")
+        return await self._in_thread(self._source.load, card, adapters)
 
     async def _prepared(self, attempt: Attempt, card: Card, adapters: Sequence[Card]) -> Deployment:
         """Loaded, its adapters too, and the canary alive."""
@@ -234,6 +245,8 @@ class Deployer:
         try:
             with attempt.at(Stage.LOAD):
                 await new.warm_up()
+                if (parser := self._service.settings.tool_parser) is not None:
+                    await asyncio.to_thread(parser.check, new.engine.tokenizer)
             with attempt.at(Stage.CANARY):
                 attempt.canary = await sing(new.default, Path(card.source))
         except BaseException:

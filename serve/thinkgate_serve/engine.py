@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 
 from thinkgate.errors import ServerError
 from thinkgate_serve.launch import first_line, is_cpu_build, launch, require_vllm
+from thinkgate_serve.schemas import rule_not_kept
 
 __all__ = [
     "Constraint",
@@ -21,6 +22,7 @@ __all__ = [
     "Engine",
     "EngineDead",
     "Finish",
+    "RequestFailed",
     "RequestRefused",
     "Sampling",
     "TokenLogprob",
@@ -38,6 +40,10 @@ class Finish(StrEnum):
 
 class EngineDead(Exception):
     """The engine process is gone; it does not come back, the server must be restarted."""
+
+
+class RequestFailed(Exception):
+    """The engine gave up on this request alone; another may well succeed."""
 
 
 class RequestRefused(Exception):
@@ -244,7 +250,8 @@ class VLLMEngine:
                 async for output in outputs:
                     part = output.outputs[0]
                     logprobs = _logprobs(part, sampling.logprobs)
-                    yield Delta(part.text, part.token_ids, _finish(part.finish_reason), logprobs)
+                    finish = part.finish_reason and _finish(part.finish_reason, sampling)
+                    yield Delta(part.text, part.token_ids, finish, logprobs)
         except self._dead_error as error:
             raise EngineDead from error
         except Exception as error:
@@ -255,6 +262,8 @@ class VLLMEngine:
     def check_constraint(self, constraint: Constraint) -> None:
         from vllm.v1.structured_output.backend_xgrammar import validate_xgrammar_grammar
 
+        if (problem := rule_not_kept(constraint.schema)) is not None:
+            raise RequestRefused(problem)
         try:
             sampling = Sampling(max_tokens=1, constraint=constraint)
             validate_xgrammar_grammar(self._to_params(sampling))
@@ -276,7 +285,8 @@ class VLLMEngine:
             top_p=sampling.top_p,
             top_k=sampling.top_k,
             min_p=sampling.min_p,
-            seed=sampling.seed,
+            # To vLLM a seed of -1 is none.
+            seed=None if sampling.seed is None else sampling.seed % 2**63,
             presence_penalty=sampling.presence_penalty,
             frequency_penalty=sampling.frequency_penalty,
             repetition_penalty=sampling.repetition_penalty,
@@ -296,12 +306,15 @@ class VLLMEngine:
         return self._structured(json=dict(constraint.schema))
 
 
-def _finish(reason: str | None) -> Finish | None:
-    if reason is None:
-        return None
+def _finish(reason: str, sampling: Sampling) -> Finish:
     if reason in (Finish.STOP, Finish.LENGTH):
         return Finish(reason)
-    raise EngineDead(f"the engine ended the request: {reason}")
+    if reason == "abort":
+        raise EngineDead("the engine is being stopped")
+    if sampling.constraint is not None:
+        # Grammars are compiled in the engine, and not all that can be parsed can be compiled.
+        raise RequestRefused("the schema cannot be used: vLLM cannot compile it")
+    raise RequestFailed(reason)
 
 
 def _logprobs(part: Any, top: int | None) -> Sequence[TokenLogprob]:

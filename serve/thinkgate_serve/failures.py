@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from thinkgate.config import nearest
-from thinkgate_serve.messages import Unsupported, Wire
+from thinkgate_serve.messages import Refused, Unsupported, Wire
 
 __all__ = [
     "ApiError",
@@ -45,8 +45,13 @@ def error_body(
 ) -> dict[str, Any]:
     """The body OpenAI's API answers errors with."""
     kind = "invalid_request_error" if status < 500 else "server_error"
-    message = message.encode("utf-8", "replace").decode()  # it may quote a lone surrogate
+    message, param = _text(message), param and _text(param)
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def _text(quoted: str) -> str:
+    """A lone surrogate in what is quoted is not text."""
+    return quoted.encode("utf-8", "replace").decode()
 
 
 async def on_api_error(request: Request, error: Exception) -> JSONResponse:
@@ -106,11 +111,12 @@ def _explain(error: dict[str, Any]) -> tuple[str, str | None, str | None]:
             None,
         )
     cause = error.get("ctx", {}).get("error")
+    if isinstance(cause, Refused):
+        param = _dotted([*location, cause.field[:LONGEST_NAME]])
     if isinstance(cause, Unsupported):
-        name = f"{param}.{cause.field}" if param else cause.field
-        message = f"'{name}' is not supported by this server"
+        message = f"'{param}' is not supported by this server"
         message += f": {cause.instead}" if cause.instead else ""
-        return message, name, "unsupported_parameter"
+        return message, param, "unsupported_parameter"
     reason = str(error["msg"]).removeprefix("Value error, ")
     reason = reason[0].lower() + reason[1:]
     return (f"'{param}': {reason}" if param else reason), param, "invalid_value"

@@ -53,6 +53,8 @@ class Plan:
     """How a thought is closed: as it is, and with line breaks around the tag."""
     constraint: Constraint | None = None
     """The shape of the answer; the thought is free."""
+    shaped_by: str = "response_format"
+    """The request's field the shape comes from."""
     logprobs_in_reasoning: bool = False
     keep_ids: bool = False
     """Whether someone asks for the ids of the answer's tokens."""

@@ -20,7 +20,10 @@ from thinkgate_serve.generation import Choice
 from thinkgate_serve.limits import Admission
 from thinkgate_serve.model import Model
 
-__all__ = ["EXCHANGE", "Exchange", "LogFormat", "RequestLog"]
+__all__ = ["EXCHANGE", "TIMEOUT", "Exchange", "LogFormat", "RequestLog"]
+
+TIMEOUT = "timeout"
+"""The error of a request whose time was over."""
 
 
 class LogFormat(StrEnum):

@@ -7,23 +7,36 @@ know the requests they come in.
 import json
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 
 __all__ = [
     "MAX_KEYS",
     "MAX_MESSAGES",
+    "Body",
     "FunctionDefinition",
+    "JsonObject",
     "Many",
     "Message",
     "NamedTool",
+    "Refused",
     "Tool",
     "ToolCall",
     "ToolChoice",
     "Unsupported",
     "Wire",
+    "tag_of",
 ]
 
 
+MAX_DEPTH = 100
+"""Of objects within objects, where a client may nest what it likes."""
 MAX_MESSAGES = 10_000
 MAX_KEYS = 1024
 """Of one object, and tokens with a bias."""
@@ -32,6 +45,27 @@ T = TypeVar("T")
 
 Many = Annotated[list[T], Field(fail_fast=True)]
 """A list that is refused at its first bad item: to report each of a million takes gigabytes."""
+
+
+def _is_shallow(value: Any, depth: int = MAX_DEPTH) -> Any:
+    if depth == 0:
+        raise ValueError(f"nested too deeply, {MAX_DEPTH} levels at most")
+    children = value.values() if isinstance(value, dict) else value
+    for child in children:
+        if isinstance(child, dict | list):
+            _is_shallow(child, depth - 1)
+    return value
+
+
+JsonObject = Annotated[dict[str, Any], AfterValidator(_is_shallow)]
+"""Whatever the client puts into it."""
+
+
+def tag_of(item: Any) -> str:
+    """Which of a union's models `item` is, by its type; in brackets, because Pydantic puts tags
+    into the locations of errors, where they are no field's name."""
+    kind = item.get("type") if isinstance(item, dict) else getattr(item, "type", None)
+    return f"<{kind}>"
 
 
 class Wire(BaseModel):
@@ -61,12 +95,45 @@ class Wire(BaseModel):
         return kept
 
 
-class Unsupported(ValueError):
+class Body(Wire):
+    """The outermost object of a request."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_json_text(cls, data: Any) -> Any:
+        """Python's JSON may hold lone surrogates and NaN, which could not be sent back."""
+        if not isinstance(data, dict) or _unsendable(data) is None:
+            return data
+        key, reason = next((k, why) for k in data if (why := _unsendable({k: data[k]})))
+        raise Refused(str(key), reason)
+
+
+def _unsendable(value: Any) -> str | None:
+    """Why `value` is no JSON in UTF-8; None when it is."""
+    try:
+        json.dumps(value, ensure_ascii=False, allow_nan=False, default=lambda _: None).encode()
+    except UnicodeError:
+        return "a lone surrogate, which is not text"
+    except ValueError:
+        return "JSON has no NaN and no Infinity"
+    except RecursionError:
+        return "nested too deeply"
+    return None
+
+
+class Refused(ValueError):
+    """A field that cannot be as it is, though it fits its own type."""
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(reason)
+        self.field = field
+
+
+class Unsupported(Refused):
     """A known OpenAI field that this server does not implement was set."""
 
     def __init__(self, field: str, instead: str | None = None) -> None:
-        super().__init__(f"'{field}' is not supported by this server")
-        self.field = field
+        super().__init__(field, f"'{field}' is not supported by this server")
         self.instead = instead
 
 
@@ -182,10 +249,17 @@ class FunctionDefinition(Wire):
 
     name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
     description: str | None = None
-    parameters: dict[str, Any] | None = None
-    """JSON schema of its arguments; none is a function without arguments."""
+    parameters: JsonObject | None = None
+    """JSON schema of its arguments, an object; none is a function without arguments."""
     strict: bool | None = None
     """Hold the arguments to the schema. A forced call always is."""
+
+    @field_validator("parameters")
+    @classmethod
+    def _describe_an_object(cls, parameters: dict[str, Any] | None) -> dict[str, Any] | None:
+        if parameters and parameters.get("type", "object") != "object":
+            raise ValueError("arguments are an object, so their schema's type is 'object'")
+        return parameters
 
 
 class Tool(Wire):

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from thinkgate_serve.auth import ApiKey
 from thinkgate_serve.failures import error_body
 from thinkgate_serve.limits import Reason, Refusal
-from thinkgate_serve.logs import EXCHANGE, Exchange
+from thinkgate_serve.logs import EXCHANGE, TIMEOUT, Exchange
 from thinkgate_serve.page import is_page
 from thinkgate_serve.service import Service
 from thinkgate_serve.traces import trace_of
@@ -60,6 +60,8 @@ class Envelope:
         scope.setdefault("state", {})["request_id"] = exchange.request_id
         token = EXCHANGE.set(exchange)
         send = self._with_headers(exchange, send)
+        if scope["method"] == "HEAD":  # what GET says, whose body the HTTP server leaves out
+            scope = {**scope, "method": "GET"}
         try:
             refused = self._refuse(exchange, headers)
             if refused is not None:
@@ -160,6 +162,7 @@ class Envelope:
                 service.metrics.key_tokens.labels(exchange.key).inc(exchange.tokens)
         path = exchange.path if exchange.path in self._paths else "other"
         service.metrics.requests.labels(path, str(exchange.status)).inc()
+        service.metrics.timeouts.inc(exchange.error == TIMEOUT)
         self._trace(exchange, scope["state"].get("error"))
         if not _is_open(exchange.path) or exchange.status >= 500:
             self._log(exchange)

@@ -102,12 +102,12 @@ class Model:
         context, used = self.engine.context_length, len(prompt.ids)
         room = context - used
         if room < 1:
-            raise _too_long(f"the prompt has {used} tokens, the context {context}", None)
+            raise _too_long(f"the prompt has {used} tokens, the context {context}", request.asks_in)
         if limit is not None and limit > room:
             raise _too_long(
                 f"the prompt has {used} tokens and {limit} more are asked for, together more than "
                 f"the context of {context}",
-                "max_tokens",
+                request.limit_name,
             )
         if (request.min_tokens or 0) > (limit or room):
             raise ApiError(
@@ -146,16 +146,17 @@ class Model:
 
     def _render(self, *args: Any) -> Prompt:
         text, prefilled = render(self.engine.tokenizer, self.card.tags, *args)
+        try:
+            text.encode()  # the arguments of earlier calls are JSON in JSON
+        except UnicodeError as error:
+            words = "the text holds a lone surrogate, which is not text"
+            raise ApiError(400, words, param="messages") from error
         return Prompt(self._encode(text, False), prefilled)
 
     def _closing(self, text: str) -> Closing:
         return Closing(text, list(self._encode(text, False)))
 
     def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
-        try:
-            text.encode()  # of a lone surrogate tokenizers say no more than TypeError
-        except UnicodeError as error:
-            raise ApiError(400, "the text holds a lone surrogate, which is not text") from error
         return self.engine.tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
     async def _off_loop(self, function: Any, *args: Any) -> Any:
@@ -172,7 +173,6 @@ class Deployment:
 
     def __init__(self, engine: Engine, card: Card, adapters: Sequence[Card] = ()) -> None:
         self.engine = engine
-        self.cards = card, adapters
         self.since = int(time.time())
         # One thread: fast tokenizers fail when two threads change their settings at once.
         self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="tokenize")
@@ -196,7 +196,11 @@ class Deployment:
         """
         visible = [tag for each in (card, *adapters) for tag in (each.tags.open, each.tags.close)]
         engine = VLLMEngine.load(card.source, options, visible=visible, fork=fork)
-        return cls(engine, card, adapters)
+        try:
+            return cls(engine, card, adapters)
+        except BaseException:
+            engine.shutdown()
+            raise
 
     @property
     def default(self) -> Model:
@@ -219,5 +223,5 @@ class Deployment:
         self.engine.shutdown()
 
 
-def _too_long(message: str, param: str | None) -> ApiError:
+def _too_long(message: str, param: str) -> ApiError:
     return ApiError(400, message, param=param, code="context_length_exceeded")

@@ -24,6 +24,7 @@ from thinkgate_serve.vllm_tools import VLLMToolParser
 
 __all__ = ["ServeConfig", "load_options"]
 
+ORIGIN = re.compile(r"\*|https?://[^/\s]+")
 OVERRIDE = re.compile(r"[a-z_]+(\.[a-z_0-9]+)*=")
 
 
@@ -74,6 +75,12 @@ class ServeConfig(Config):
                 f"--host {self.host} can be reached from other machines, and there are no API "
                 f"keys; give --keys FILE or {ENV_KEY}, or --no-keys to let everyone ask"
             )
+        for origin in self.cors_origin:
+            if not ORIGIN.fullmatch(origin):  # browsers would never send it
+                raise ConfigError(
+                    f"--cors-origin {origin}: not a web origin; write it as https://example.org, "
+                    "without a path"
+                )
         return Settings(
             reasoning_field=self.reasoning_field,
             max_body_bytes=self.max_body_mib * 2**20,

@@ -45,7 +45,7 @@ def add_page(app: FastAPI) -> None:
     """Serve the page at `/` and its files below `/ui/`."""
     folder = _folder()
 
-    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
+    @app.get("/", include_in_schema=False)
     async def page() -> Response:
         """The chat page."""
         return FileResponse(folder / "index.html", headers=HEADERS)

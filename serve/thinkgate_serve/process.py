@@ -34,6 +34,11 @@ ENGINE_DIED = 70
 
 WATCH_SECONDS = 0.1
 
+KEEP_ALIVE_SECONDS = 75
+"""Longer than load balancers keep an idle connection (60 by habit): who closes first must not be
+the server, or a request that is just being sent fails. Uvicorn's 5 do, also when the machine is so
+busy that the event loop comes late."""
+
 
 def bind(host: str, port: int) -> socket.socket:
     """A listening socket; ServerError when the address cannot be had.
@@ -97,7 +102,12 @@ def make_server(
 ) -> "Server":
     """A server of `app`, not yet running; it calls `announce` once it accepts."""
     config = uvicorn.Config(
-        app, log_level="warning", access_log=False, ws="none", server_header=False
+        app,
+        log_level="warning",
+        access_log=False,
+        ws="none",
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
     )
     return Server(config, app.state.service, announce, drain_seconds, drain_delay)
 

@@ -26,8 +26,12 @@ RESERVED = {
     "chat_template",
     "conversation",
     "tools",
+    "tokenizer",
+    "messages",
+    "tags",
+    "self",
 }
-"""Arguments of `apply_chat_template` that are ours to set."""
+"""Arguments of `apply_chat_template`, and on the way to it, that are ours to set."""
 
 
 def render(

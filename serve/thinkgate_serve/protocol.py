@@ -7,17 +7,21 @@ support may be sent with its neutral value (`"n": 1`, `"tools": null`) and is re
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
 from thinkgate_serve.messages import (
     MAX_KEYS,
     MAX_MESSAGES,
+    Body,
+    JsonObject,
     Many,
     Message,
     NamedTool,
+    Refused,
     Tool,
     ToolChoice,
     Wire,
+    tag_of,
 )
 
 __all__ = ["ChatRequest", "CompletionRequest", "DetokenizeRequest", "History", "TokenizeRequest"]
@@ -39,13 +43,13 @@ class StreamOptions(Wire):
     """Send one more chunk at the end, with the usage and no choices."""
 
 
-class Sample(Wire):
+class Sample(Body):
     """How to draw a completion: what all endpoints share."""
 
     model: str | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=-1)] | None = None
+    top_k: Annotated[int, Field(ge=-1, lt=2**63)] | None = None
     """0 and -1 are off."""
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
@@ -100,11 +104,19 @@ class Generate(Sample):
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     stream_options: StreamOptions | None = None
 
+    asks_in: ClassVar[str] = "prompt"
+    """The field that is the prompt."""
+
     @model_validator(mode="after")
     def _options_need_stream(self) -> "Generate":
         if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options is only allowed when stream is true")
+            raise Refused("stream_options", "it is only allowed when stream is true")
         return self
+
+    @property
+    def limit_name(self) -> str:
+        """The field that says how many tokens may be generated."""
+        return "max_tokens"
 
     @property
     def include_usage(self) -> bool:
@@ -129,7 +141,7 @@ class JsonSchema(Wire):
 
     name: str
     description: str | None = None
-    json_schema: dict[str, Any] | None = Field(default=None, alias="schema")
+    json_schema: JsonObject | None = Field(default=None, alias="schema")
     strict: bool | None = None
     """Every schema is kept to strictly."""
 
@@ -141,8 +153,17 @@ class JsonSchemaFormat(Wire):
     json_schema: JsonSchema
 
 
+FORMATS = Discriminator(
+    tag_of,
+    custom_error_type="format_type",
+    custom_error_message="a format is of type 'text', 'json_object' or 'json_schema'",
+)
+
 ResponseFormat = Annotated[
-    TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")
+    Annotated[TextFormat, Tag("<text>")]
+    | Annotated[JsonObjectFormat, Tag("<json_object>")]
+    | Annotated[JsonSchemaFormat, Tag("<json_schema>")],
+    FORMATS,
 ]
 
 
@@ -169,7 +190,7 @@ class Conversing(Sample):
     """Tokens after which the thought is closed by force and the answer begins."""
     reasoning_history: Annotated[History, Field(strict=False)] = History.TEMPLATE
     """Whether the model sees the thoughts of earlier turns."""
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: JsonObject | None = None
     """Passed to the chat template, such as `{"enable_thinking": false}`."""
     include_reasoning: bool = True
     """False leaves the thought out of the response; it is still generated and counted."""
@@ -192,6 +213,8 @@ class ChatRequest(Generate, Conversing):
         "service_tier": ("auto", "default"),
         "web_search_options": (),
     }
+
+    asks_in: ClassVar[str] = "messages"
 
     messages: Annotated[Many[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -216,17 +239,17 @@ class ChatRequest(Generate, Conversing):
     def _one_limit(self) -> "ChatRequest":
         a, b = self.max_tokens, self.max_completion_tokens
         if a is not None and b is not None and a != b:
-            raise ValueError("max_tokens and max_completion_tokens are both set and differ")
+            raise Refused("max_completion_tokens", f"it is {b} and max_tokens is {a}; give one")
         return self
 
     @model_validator(mode="after")
     def _asks_one_thing(self) -> "ChatRequest":
         if self.top_logprobs and not self.logprobs:
-            raise ValueError("top_logprobs needs logprobs to be true")
+            raise Refused("top_logprobs", "it needs logprobs to be true")
         if self.logprobs_in_reasoning and not self.logprobs:
-            raise ValueError("logprobs_in_reasoning needs logprobs to be true")
+            raise Refused("logprobs_in_reasoning", "it needs logprobs to be true")
         if self.thinking_budget is not None and self.reasoning_effort is not None:
-            raise ValueError("give either thinking_budget or reasoning_effort")
+            raise Refused("reasoning_effort", "give either it or thinking_budget")
         return self
 
     @model_validator(mode="after")
@@ -234,14 +257,17 @@ class ChatRequest(Generate, Conversing):
         if self.consensus is None:
             return self
         if (self.n or 1) > 1:
-            raise ValueError("consensus returns one choice; leave n out, or at 1")
+            raise Refused("n", "consensus returns one choice; leave n out, or at 1")
         if self.response_format is not None and self.response_format.type != "text":
-            raise ValueError(
+            raise Refused(
+                "response_format",
                 "consensus votes with the verifier of final answers, which reads no JSON; "
-                "leave response_format out"
+                "leave response_format out",
             )
         if self.tools and self.tool_choice != "none":
-            raise ValueError("consensus votes on final answers, not on calls; leave tools out")
+            raise Refused(
+                "tools", "consensus votes on final answers, not on calls; leave tools out"
+            )
         return self
 
     @field_validator("tools")
@@ -268,6 +294,10 @@ class ChatRequest(Generate, Conversing):
         """How many tokens may be generated, if the client said so."""
         return self.max_completion_tokens or self.max_tokens
 
+    @property
+    def limit_name(self) -> str:
+        return "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
+
 
 class CompletionRequest(Generate):
     """`POST /v1/completions`: raw text in, raw text out, tags included."""
@@ -293,7 +323,7 @@ class CompletionRequest(Generate):
         return prompt
 
 
-class TokenizeRequest(Wire):
+class TokenizeRequest(Body):
     """`POST /tokenize`: a conversation as the model sees it, or plain text."""
 
     model: str | None = None
@@ -301,7 +331,7 @@ class TokenizeRequest(Wire):
     tools: Many[Tool] | None = None
     """Functions the model is shown; for `messages` only."""
     prompt: str | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: JsonObject | None = None
     add_special_tokens: bool = True
     """For `prompt` only; chat templates write their own."""
     return_token_strs: bool = False
@@ -309,13 +339,13 @@ class TokenizeRequest(Wire):
     @model_validator(mode="after")
     def _one_input(self) -> "TokenizeRequest":
         if (self.messages is None) == (self.prompt is None):
-            raise ValueError("give either messages or prompt")
+            raise Refused("prompt", "give either messages or prompt")
         if self.tools and self.messages is None:
-            raise ValueError("tools are shown with messages only")
+            raise Refused("tools", "they are shown with messages only")
         return self
 
 
-class DetokenizeRequest(Wire):
+class DetokenizeRequest(Body):
     """`POST /detokenize`."""
 
     model: str | None = None

@@ -34,11 +34,11 @@ async def respond_to(service: Service, request: ResponsesRequest, http: Request)
     model = await service.bind(request.model)
     try:
         conversation = await prepare(model, request.as_chat(), service.settings.tool_parser)
+        writer = ResponseWriter(model, request, conversation, http.state.request_id)
+        events = service.run(model, conversation.plan, conversation.choices, writer.id, begun)
+        return await respond(http, events, writer, request.stream)
     except ApiError as error:
         raise in_our_words(error) from error
-    writer = ResponseWriter(model, request, conversation, http.state.request_id)
-    events = service.run(model, conversation.plan, conversation.choices, writer.id, begun)
-    return await respond(http, events, writer, request.stream)
 
 
 @dataclass(slots=True)

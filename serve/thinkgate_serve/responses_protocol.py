@@ -22,8 +22,10 @@ from thinkgate_serve.messages import (
     ToolCall,
     ToolName,
     Wire,
+    tag_of,
 )
 from thinkgate_serve.protocol import (
+    FORMATS,
     MAX_LOGPROBS,
     ChatRequest,
     Conversing,
@@ -109,8 +111,7 @@ class InputFunctionOutput(Item):
 
 
 def _kind(item: Any) -> str:
-    kind = item.get("type", "message") if isinstance(item, dict) else getattr(item, "type", "")
-    return f"<{kind}>"
+    return tag_of({"type": "message", **item} if isinstance(item, dict) else item)
 
 
 InputItem = Annotated[
@@ -163,7 +164,13 @@ class TextOptions(Wire):
     unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {"verbosity": ("medium",)}
 
     format: (
-        Annotated[TextFormat | JsonObjectFormat | SchemaFormat, Field(discriminator="type")] | None
+        Annotated[
+            Annotated[TextFormat, Tag("<text>")]
+            | Annotated[JsonObjectFormat, Tag("<json_object>")]
+            | Annotated[SchemaFormat, Tag("<json_schema>")],
+            FORMATS,
+        ]
+        | None
     ) = None
     """The shape of the answer; the thought is free."""
 
@@ -317,4 +324,5 @@ def in_our_words(error: ApiError) -> ApiError:
         param = OUR_NAMES.get(error.param, error.param)
     said = "|".join(set(OUR_NAMES) - {"messages", "logprobs"})
     message = re.sub(rf"\b({said})\b", lambda found: OUR_NAMES[found[1]], error.message)
+    message = message.replace("'messages'", "'input'")
     return ApiError(error.status, message, param=param, code=error.code)

@@ -14,11 +14,11 @@ from enum import StrEnum
 
 from thinkgate.format import Channel, SplitStatus
 from thinkgate_serve.auth import Keyring
-from thinkgate_serve.engine import EngineDead, RequestRefused
+from thinkgate_serve.engine import EngineDead, RequestFailed, RequestRefused
 from thinkgate_serve.failures import ApiError
 from thinkgate_serve.generation import Choice, Piece, Plan, run_choices
 from thinkgate_serve.limits import Limiter
-from thinkgate_serve.logs import EXCHANGE, Exchange, LogFormat, RequestLog
+from thinkgate_serve.logs import EXCHANGE, TIMEOUT, Exchange, LogFormat, RequestLog
 from thinkgate_serve.metrics import Metrics
 from thinkgate_serve.model import Deployment, Model
 from thinkgate_serve.tools import ToolParser
@@ -104,7 +104,7 @@ class Service:
         and the response's headers, the log and the metrics say that this model answered."""
         exchange = EXCHANGE.get()
         self.find(name)
-        if self.held:
+        while self.held:
             await self._until_open(exchange)
         model = self.find(name)
         if exchange is not None:
@@ -116,8 +116,10 @@ class Service:
             async with asyncio.timeout_at(exchange.deadline if exchange else None):
                 await self._open.wait()
         except TimeoutError as error:
+            assert exchange is not None  # who set the deadline
+            exchange.error = TIMEOUT
             message = "the request's time was over before the model being deployed was loaded"
-            raise ApiError(504, message, code="timeout") from error
+            raise ApiError(504, message, code=TIMEOUT) from error
 
     @property
     def held(self) -> bool:
@@ -176,8 +178,11 @@ class Service:
                     yield choice, pieces
         except EngineDead as error:
             raise ApiError(503, "the engine has stopped", code="engine_dead") from error
+        except RequestFailed as error:
+            raise ApiError(500, "the engine failed on this request", code="engine_error") from error
         except RequestRefused as error:
-            raise ApiError(400, str(error)) from error
+            param = plan.shaped_by if plan.constraint else None
+            raise ApiError(400, str(error), param=param) from error
         finally:
             self.metrics.running.dec()
             self._count(plan, choices, first_at, time.perf_counter() - begun)

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from thinkgate_serve.failures import ApiError, error_body
-from thinkgate_serve.logs import EXCHANGE
+from thinkgate_serve.logs import EXCHANGE, TIMEOUT
 
 __all__ = ["ClientGone", "EventStream", "until_disconnect"]
 
@@ -45,9 +45,9 @@ async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
         if watch.done():
             raise ClientGone
         if exchange is not None:
-            exchange.error = "timeout"
+            exchange.error = TIMEOUT
         message = "the request took longer than this server allows; ask for fewer tokens"
-        raise ApiError(504, message, code="timeout")
+        raise ApiError(504, message, code=TIMEOUT)
     finally:
         task.cancel()
         watch.cancel()

@@ -239,7 +239,10 @@ class ToolUse:
 
 
 def _parameters(tool: Tool) -> dict[str, Any]:
-    return tool.function.parameters or {"type": "object", "properties": {}}
+    parameters = tool.function.parameters or {"properties": {}}
+    if parameters.keys() & {"$ref", "anyOf", "oneOf", "allOf"}:
+        return parameters  # beside these nothing else holds
+    return {"type": "object", **parameters}
 
 
 def _array_of_calls(tools: Sequence[Tool], one: bool) -> dict[str, Any]:
@@ -248,7 +251,10 @@ def _array_of_calls(tools: Sequence[Tool], one: bool) -> dict[str, Any]:
     definitions: dict[str, Any] = {}
     for tool in tools:
         parameters = dict(_parameters(tool))
-        for name, schema in parameters.pop("$defs", {}).items():
+        own = parameters.pop("$defs", {})
+        if not isinstance(own, dict):
+            raise ApiError(400, f"$defs of '{tool.function.name}' is no object", param="tools")
+        for name, schema in own.items():
             if definitions.setdefault(name, schema) != schema:
                 raise ApiError(
                     400, f"two tools define '{name}' in $defs differently", param="tools"

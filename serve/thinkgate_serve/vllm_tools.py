@@ -4,6 +4,7 @@ Owns finding a parser and translating what it finds. Checked against vLLM 0.31, 
 for the request as vLLM's own server has it.
 """
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -56,7 +57,10 @@ class VLLMToolParser:
 
 
 class VLLMReader(Reader):
-    """One answer through one of vLLM's parsers, which keep state."""
+    """One answer through one of vLLM's parsers, which keep state.
+
+    A model may write anything, and parsers stumble over some of it: what one cannot read is text.
+    """
 
     def __init__(self, parser: Any, request: Any) -> None:
         super().__init__()
@@ -65,6 +69,8 @@ class VLLMReader(Reader):
         self.keeps_special = not request.skip_special_tokens
         self._text = ""
         self._ids: list[int] = []
+        self._indices: dict[int, int] = {}
+        """Of the calls begun: the parser's count, which may have gaps, and ours."""
         # Parsers that also split thoughts off are to leave that to us.
         if hasattr(parser, "skip_reasoning_parsing"):
             parser.skip_reasoning_parsing = True
@@ -78,8 +84,8 @@ class VLLMReader(Reader):
         if not self._incremental:
             self._text += text
             self._ids = [*self._ids, *ids]
-        return self._said(
-            self._parser.extract_tool_calls_streaming(
+        try:
+            message = self._parser.extract_tool_calls_streaming(
                 text_before,
                 text if self._incremental else self._text,
                 text,
@@ -88,16 +94,22 @@ class VLLMReader(Reader):
                 list(ids),
                 self._request,
             )
-        )
+        except Exception as error:
+            return self._stumbled(error, text)
+        return self._said(message)
 
     def close(self) -> Sequence[Said]:
         if hasattr(self._parser, "finish_streaming"):
             return self._said(self._parser.finish_streaming())
-        rest = self._parser.get_remaining_unstreamed_args() if self.called else ""
-        return [CallDelta(len(self._parser.prev_tool_call_arr) - 1, rest)] if rest else ()
+        last = self._indices.get(len(self._parser.prev_tool_call_arr) - 1)
+        rest = "" if last is None else self._parser.get_remaining_unstreamed_args()
+        return [CallDelta(last, rest)] if last is not None and rest else ()
 
     def whole(self, text: str) -> Sequence[Said]:
-        found = self._parser.extract_tool_calls(text, self._request)
+        try:
+            found = self._parser.extract_tool_calls(text, self._request)
+        except Exception as error:
+            return self._stumbled(error, text)
         said: list[Said] = [found.content] if found.content else []
         for index, call in enumerate(found.tool_calls):
             function = call.function
@@ -105,6 +117,12 @@ class VLLMReader(Reader):
                 self._begin(index, function.name, function.arguments, self._own_id(call.id))
             )
         return said
+
+    def _stumbled(self, error: Exception, text: str) -> Sequence[Said]:
+        """Its message may quote the answer, which belongs in no log."""
+        where = type(self._parser).__name__
+        print(f"thinkgate: {where} failed on an answer: {type(error).__name__}", file=sys.stderr)
+        return (text,) if text else ()
 
     def _said(self, message: Any) -> list[Said]:
         if message is None:
@@ -115,11 +133,13 @@ class VLLMReader(Reader):
             if function is None:
                 continue
             arguments = function.arguments or ""
-            if function.name:
+            index = self._indices.get(delta.index)
+            if index is None and function.name:
+                index = self._indices[delta.index] = len(self._indices)
                 own_id = self._own_id(delta.id)
-                said.append(self._begin(delta.index, function.name, arguments, own_id))
-            elif arguments:
-                said.append(CallDelta(delta.index, arguments))
+                said.append(self._begin(index, function.name, arguments, own_id))
+            elif index is not None and arguments:
+                said.append(CallDelta(index, arguments))
         return said
 
     @staticmethod

@@ -1,0 +1,95 @@
+"""Which JSON schemas answers are really held to.
+
+Owns what vLLM's grammars (xgrammar 0.2) read over without a word: a rule that would silently not
+hold is named, so that the request can be refused. What they refuse themselves is not repeated
+here, and whether it is a schema at all was checked before. `oneOf` is held to as `anyOf`.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+__all__ = ["rule_not_kept"]
+
+UNKNOWN = (
+    "not", "if", "then", "else", "dependentRequired", "dependentSchemas", "dependencies",
+    "$dynamicRef", "$recursiveRef",
+)  # fmt: skip
+ALONE = ("$ref", "anyOf", "oneOf", "allOf")
+"""Beside one of these no other rule is looked at."""
+TYPED = frozenset({
+    "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "minLength", "maxLength",
+    "pattern", "format", "minItems", "maxItems", "minProperties", "maxProperties",
+})  # fmt: skip
+"""Looked at only beside a type."""
+RULES = TYPED | {
+    *ALONE, "type", "enum", "const", "properties", "required", "additionalProperties",
+    "patternProperties", "propertyNames", "items", "prefixItems", "multipleOf", "uniqueItems",
+    "contains", "unevaluatedProperties", "unevaluatedItems",
+}  # fmt: skip
+NAMED = ("properties", "patternProperties", "$defs", "definitions")
+LISTED = ("anyOf", "oneOf", "allOf", "prefixItems")
+NESTED = ("items", "additionalProperties", "propertyNames", "contains", "unevaluatedProperties")
+LOOKAROUNDS = ("(?=", "(?!", "(?<")
+
+
+def rule_not_kept(schema: Any, path: str = "") -> str | None:
+    """The first rule an answer would not be held to, and where; None when it is held to all."""
+    if not isinstance(schema, Mapping):
+        return None
+    problem = _problem(schema)
+    if problem is not None:
+        return f"at '{path or '/'}' {problem}"
+    found = (rule_not_kept(part, f"{path}/{name}") for name, part in _parts(schema))
+    return next((problem for problem in found if problem is not None), None)
+
+
+def _problem(schema: Mapping[str, Any]) -> str | None:
+    for key in UNKNOWN:
+        if key in schema:
+            return f"'{key}' is not supported"
+    rules = RULES.intersection(schema)
+    for key in ALONE:
+        if key in rules and (others := sorted(rules - {key})):
+            return f"'{others[0]}' does not hold beside '{key}'; put it inside"
+    if len(schema.get("allOf", ())) > 1:
+        return "'allOf' of several schemas is not supported; write them as one"
+    if not str(schema.get("$ref", "#")).startswith("#/") and schema.get("$ref", "#") != "#":
+        return "'$ref' must be a path within the schema, such as '#/$defs/NAME'"
+    if "type" not in rules and (untyped := sorted(rules & TYPED)) and not _lists_values(schema):
+        return f"'{untyped[0]}' needs a 'type' beside it"
+    missing = set(schema.get("required", ())).difference(schema.get("properties", ()))
+    if missing:
+        return f"'required' names '{min(missing)}', which 'properties' lacks"
+    if any(mark in schema.get("pattern", "") for mark in LOOKAROUNDS):
+        return "'pattern' looks around, which is not supported"
+    return _unfit_value(schema)
+
+
+def _lists_values(schema: Mapping[str, Any]) -> bool:
+    return "enum" in schema or "const" in schema
+
+
+def _unfit_value(schema: Mapping[str, Any]) -> str | None:
+    """Of values that are listed all may be given, whatever rules stand beside the list."""
+    from jsonschema import Draft202012Validator
+
+    if not _lists_values(schema):
+        return None
+    whole = Draft202012Validator(schema)
+    values = schema["enum"] if "enum" in schema else [schema["const"]]
+    if all(map(whole.is_valid, values)):
+        return None
+    return "a value that is listed does not fit the other rules"
+
+
+def _parts(schema: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The schemas within, each with its path."""
+    for key in NAMED:
+        for name, part in schema.get(key, {}).items():
+            yield f"{key}/{name}", part
+    for key in LISTED:
+        for at, part in enumerate(schema.get(key, ())):
+            yield f"{key}/{at}", part
+    for key in NESTED:
+        if key in schema:
+            yield key, schema[key]
