@@ -3,6 +3,7 @@ before the hours are spent. Values that transformers or TRL would take, and fail
 nothing with, are mistakes too."""
 
 import json
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +192,22 @@ def test_a_folder_in_which_a_run_is_at_work_is_left_to_it(
         with RunState(out) as late, pytest.raises(CheckpointError, match="another run"):
             late.begin(load_recipe("quickstart-sft"))
     assert main(["train", *SFT, "--out", str(out)]) == 0
+
+
+@pytest.mark.parametrize("room", [60_000, 300_000], ids=["for the weights", "for the optimizer"])
+def test_a_disk_that_is_full_when_a_state_is_saved(
+    room: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither safetensors nor torch.save raises OSError. No file may grow beyond `room` bytes."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    out = str(tmp_path / "out")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+    try:
+        error = said(capsys, *SFT, "--out", out)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "quickstart-sft: the disk is full (" in error and "free some space and start" in error
+    assert main(["train", *SFT, "--out", out]) == 0
 
 
 def test_a_gpu_that_is_too_small_is_said_with_the_way_out(

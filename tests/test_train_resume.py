@@ -14,6 +14,7 @@ import pytest
 
 from thinkgate.checkpoint import Checkpoint, load_checkpoint
 from thinkgate.cli import main
+from thinkgate_train import run
 from thinkgate_train.run_state import RunState
 
 TINY = [
@@ -122,6 +123,48 @@ def test_nothing_to_resume_is_said(tmp_path: Path, capsys: pytest.CaptureFixture
     arguments = ["train", "quickstart-sft", *TINY, "--out", str(tmp_path / "out"), "--resume"]
     assert main(arguments) == 2
     assert "there is no interrupted run to resume; start it without" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.pt", "trainer_state.json"])
+def test_a_torn_state_is_passed_over_for_the_one_before(
+    file: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    command = ["train", "quickstart-sft", *TINY, "trl.max_steps=3", "trl.warmup_steps=1"]
+    command += ["trl.save_steps=1", "preflight.enabled=false"]
+    assert main([*command, "--out", str(whole)]) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "_finish", interrupted)
+        assert main([*command, "--out", str(out)]) == 130
+    state = RunState(out)
+    assert state.latest() == 3
+    torn = state.checkpoint(3) / file
+    os.truncate(torn, torn.stat().st_size * 2 // 3)
+    assert state.latest() == 2
+    assert main([*command, "--out", str(out), "--resume"]) == 0
+    assert load_checkpoint(out).digest == load_checkpoint(whole).digest
+    # Transformers divides what was lost since the resumption by all steps.
+    assert "train_loss" in load_checkpoint(whole).manifest.metrics
+    assert "train_loss" not in load_checkpoint(out).manifest.metrics
+
+
+def interrupted(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_state_whose_recipe_is_lost_is_not_gone_on_with(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = RunState(tmp_path / "out")
+    state.checkpoint(3).mkdir(parents=True)
+    (state.checkpoint(3) / "trainer_state.json").write_text("{}")
+    (state.folder / "recipe.json").write_text("{")
+    command = ["train", "quickstart-sft", *TINY, "--out", str(tmp_path / "out"), "--resume"]
+    assert main(command) == 2
+    assert "cannot be read" in capsys.readouterr().err
 
 
 @pytest.mark.slow

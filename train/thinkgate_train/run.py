@@ -110,13 +110,14 @@ def train(
         if writes and not step:
             state.begin(recipe)
         trainer, health = _fit(run, out, state, step)
-        # By all processes: sharded weights are gathered here.
-        trainer.save_model(str(state.folder / RESULT))
-        if writes:
-            _finish(run, out, state, health)
-            if recipe.push_to is not None:
-                upload = prepare(out, recipe.push_to, allow_ungated=True)
-                console.print(f"  pushed to {push(upload)}", soft_wrap=True)
+        with explained(recipe, trainer):
+            # By all processes: sharded weights are gathered here.
+            trainer.save_model(str(state.folder / RESULT))
+            if writes:
+                _finish(run, out, state, health)
+        if writes and recipe.push_to is not None:
+            upload = prepare(out, recipe.push_to, allow_ungated=True)
+            console.print(f"  pushed to {push(upload)}", soft_wrap=True)
         trainer.accelerator.wait_for_everyone()
     return load_checkpoint(out)
 

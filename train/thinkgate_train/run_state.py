@@ -6,17 +6,20 @@ work there. Does not know what a trainer writes into it, but for the file that i
 
 import json
 import shutil
+import zipfile
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from thinkgate.checkpoint import alone, write_atomic
-from thinkgate.errors import ConfigError
+from thinkgate.errors import CheckpointError, ConfigError
 from thinkgate_train.recipe import Recipe
 
 __all__ = ["COMPLETIONS", "INCIDENTAL", "METRICS", "RunState"]
 
-METRICS, COMPLETIONS = "metrics.jsonl", "completions.jsonl"
+METRICS, COMPLETIONS, RECIPE = "metrics.jsonl", "completions.jsonl", "recipe.json"
+LAST_WRITTEN = "trainer_state.json"
+"""Of a state, by the trainer."""
 INCIDENTAL = (
     "description",
     "hardware",
@@ -77,14 +80,15 @@ class RunState:
         self.hold()  # another run may have begun since
         for old in self.folder.iterdir():
             shutil.rmtree(old) if old.is_dir() else old.unlink()
-        write_atomic(self.folder / "recipe.json", recipe.model_dump_json(indent=2))
+        write_atomic(self.folder / RECIPE, recipe.model_dump_json(indent=2))
         (self.folder / METRICS).touch()
 
     def latest(self) -> int:
-        """The newest step whose state is complete, else 0."""
-        # trainer_state.json is the last file the trainer writes.
-        found = self.folder.glob("checkpoint-*/trainer_state.json")
-        return max((int(file.parent.name.rpartition("-")[2]) for file in found), default=0)
+        """The newest step whose state is complete, else 0. What a power cut or a full disk has
+        torn is passed over, for the one before."""
+        found = [file.parent for file in self.folder.glob(f"checkpoint-*/{LAST_WRITTEN}")]
+        newest = sorted(((int(s.name.rpartition("-")[2]), s) for s in found), reverse=True)
+        return next((step for step, folder in newest if _whole(folder)), 0)
 
     def checkpoint(self, step: int) -> Path:
         """The trainer's state at `step`."""
@@ -97,7 +101,13 @@ class RunState:
         return [json.loads(line) for line in lines]
 
     def _require_same(self, recipe: Recipe) -> None:
-        begun = json.loads((self.folder / "recipe.json").read_text(encoding="utf-8"))
+        try:
+            begun = json.loads((self.folder / RECIPE).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                f"{self.folder / RECIPE} cannot be read ({error}), so nobody knows what was begun; "
+                "pass --force to start over"
+            ) from error
         asked = recipe.model_dump(mode="json")
         changed = [k for k in asked if k not in RESUMABLE and asked[k] != begun.get(k)]
         if changed:
@@ -105,3 +115,28 @@ class RunState:
                 f"{self._out}: the interrupted run had another {', '.join(changed)}; resume it "
                 "with the same recipe, or pass --force to start over"
             )
+
+
+def _whole(folder: Path) -> bool:
+    """Whether the files of a state end where they should; what is inside them is not read."""
+    try:
+        json.loads((folder / LAST_WRITTEN).read_bytes())
+        weights = all(
+            _safetensors_size(f) == f.stat().st_size for f in folder.glob("*.safetensors")
+        )
+    except (OSError, ValueError, KeyError):
+        return False
+    # torch saves zip archives, whose directory stands at their end.
+    pickled = (file for file in folder.iterdir() if file.suffix in (".pt", ".pth"))
+    return weights and all(map(zipfile.is_zipfile, pickled))
+
+
+def _safetensors_size(file: Path) -> int:
+    """Bytes that the header asks for (github.com/huggingface/safetensors, "Format")."""
+    with file.open("rb") as source:
+        length = int.from_bytes(source.read(8), "little")
+        if length > file.stat().st_size:
+            raise ValueError(f"{file} is cut off")
+        header = json.loads(source.read(length))
+    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    return 8 + length + max(ends, default=0)

@@ -20,6 +20,16 @@ from thinkgate_train.rollouts import with_rollouts
 __all__ = ["Parts", "build_trainer", "explained"]
 
 
+DISK_FULL = (
+    "No space left",
+    "Disk quota exceeded",
+    "File too large",
+    "iostream error",
+    "unexpected pos",
+)
+"""What safetensors and torch.save say then; neither raises OSError."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
     """What a trainer is made of."""
@@ -63,16 +73,26 @@ def build_trainer(recipe: Recipe, parts: Parts) -> Any:
 @contextlib.contextmanager
 def explained(recipe: Recipe, trainer: Any = None) -> Generator[None]:
     """What libraries refuse before the first step is done is a mistake in the recipe, and becomes
-    a ConfigError with their words; a GPU that is too small is a TrainingError with the way out.
+    a ConfigError with their words; a GPU that is too small and a disk that is full are a
+    TrainingError with the way out.
 
     Without a trainer it is being built. Mistakes of ours keep their traceback.
     """
     import torch
+    from safetensors import SafetensorError
 
     try:
         yield
     except torch.OutOfMemoryError as error:
         raise TrainingError(_too_large(recipe, trainer)) from error
+    except (RuntimeError, SafetensorError) as error:
+        if not any(words in str(error) for words in DISK_FULL):
+            raise
+        raise TrainingError(
+            f"{recipe.name}: the disk is full ({' '.join(str(error).split())}); free some space "
+            "and start again, with --resume where a state was saved, or save less: raise "
+            "trl.save_steps, or set trl.save_total_limit=1"
+        ) from error
     except (ValueError, ArithmeticError, ImportError, OSError) as error:
         begun = trainer is not None and trainer.state.global_step > 0
         full_disk = isinstance(error, OSError) and explain_os_error(error) is not None

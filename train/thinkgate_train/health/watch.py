@@ -61,6 +61,7 @@ class Watch:
         )
         self._health = HealthWatch(facts)
         self._stopped = False
+        self._resumed = False
         self._hang = _HangDump(folder / "stacks.txt", hang_after) if main else None
         self._states = KeptState(folder)
 
@@ -75,6 +76,7 @@ class Watch:
 
     def resume(self, step: int) -> None:
         """The run goes on after `step`: later rows are dropped, earlier ones are remembered."""
+        self._resumed = True
         if self._metrics.is_file():
             kept = list(kept_lines(self._metrics, step))
             for _, row in kept:
@@ -157,6 +159,8 @@ class Watch:
     def _log(self, step: int, logs: dict[str, Any]) -> None:
         # TRL logs None for what no completion gave; the health watch counts those.
         numbers = {k: v for k, v in logs.items() if v is None or isinstance(v, int | float)}
+        if self._resumed:  # the loss since then, divided by all steps
+            numbers.pop("train_loss", None)
         row = {"step": step}
         row |= {k: v for k, v in numbers.items() if v is not None and math.isfinite(v)}
         row |= {short: row[name] for name, short in SHORT.items() if name in row}
