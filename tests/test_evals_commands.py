@@ -52,6 +52,7 @@ def test_eval_leaves_records_and_reports_in_the_checkpoint(
     assert main(command) == 0
     shown = capsys.readouterr().out
     assert "100.0%" in shown and "91.2% to 100.0%" in shown
+    assert "40/40" in shown and "accuracy 100% (91 to" in shown  # as it stood while it ran
     assert len(read_records(weak / "thinkgate/evals/arithmetic.jsonl")) == 40
     report = json.loads((weak / "thinkgate/evals/report.json").read_text())
     assert report["suites"]["arithmetic"]["summary"]["shares"]["accuracy"]["estimate"] == 1.0
@@ -323,6 +324,34 @@ def test_recorded_answers_have_the_verdicts_of_the_verifier_as_it_is_now(
     assert sum(r.verdict is Verdict.WRONG for r in read_records(path)) == 90
     assert gate(weak, *command) == 1
     assert "otherwise" not in capsys.readouterr().err
+
+
+def test_wherever_a_gate_is_interrupted_nothing_unproven_is_left(
+    servers: Servers, passed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It passed, and now it would fail: the old proof holds, or none does."""
+    original, before = passed.rename(tmp_path / "original"), contents(tmp_path / "original")
+    failing = (passed, "--policy", "quickstart", "--against", passed, *SOME)
+    fsync, writes, states = os.fsync, 0, set[bool]()
+
+    def interrupted(file: int) -> None:
+        nonlocal left
+        left -= 1
+        if not left:
+            raise KeyboardInterrupt
+        fsync(file)
+
+    monkeypatch.setattr(os, "fsync", interrupted)
+    while True:
+        left = writes = writes + 1
+        shutil.copytree(original, passed)
+        if gate(*failing) != 130:
+            break
+        untouched = contents(passed) == before
+        states.add(untouched)
+        assert untouched or verify(passed, trusted_keys()).refused
+        shutil.rmtree(passed)
+    assert writes > 6 and False in states
 
 
 def test_without_a_key_a_pass_is_unsigned_and_says_so(

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -356,6 +357,19 @@ def test_a_disk_that_is_full_to_the_last_byte_says_the_same(
     with pytest.raises(DataError, match=r"cannot be written: .*run the same command again"):
         measure(once, suite, tmp_path)
     assert answered.is_set()
+
+
+def test_more_connections_than_open_files_is_said_before_the_first(
+    suite: LoadedSuite, tmp_path: Path
+) -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (COUNT + 20, before[1]))
+    try:
+        with pytest.raises(ConfigError, match=r"30 connections at once.* 50 files .*ulimit -n"):
+            measure(right, suite, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert not read_records(tmp_path / "sums.jsonl")
 
 
 def test_hard_comparisons_do_not_hold_up_other_requests(

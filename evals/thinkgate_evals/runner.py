@@ -11,6 +11,7 @@ when none is left, the run stops.
 import asyncio
 import hashlib
 import json
+import resource
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -20,7 +21,7 @@ from typing import Any, TypeVar
 
 from thinkgate.answers import Verdict, check, extract
 from thinkgate.console import Meter, progress
-from thinkgate.errors import DataError, EndpointError, explain_os_error
+from thinkgate.errors import ConfigError, DataError, EndpointError, explain_os_error
 from thinkgate.problems import Problem
 from thinkgate_clients.client import AsyncClient, Failure, Reply, RequestFailed
 from thinkgate_evals.cache import ResponseCache
@@ -30,6 +31,9 @@ from thinkgate_evals.stats import wilson
 from thinkgate_evals.suites import LoadedSuite
 
 __all__ = ["Endpoint", "missing", "run", "sample_seed"]
+
+SPARE_FILES = 50
+"""Open files that are left for anything but connections."""
 
 BUDGET_SLACK = 64
 """Tokens beyond a thinking budget that ending the thought may take."""
@@ -155,6 +159,8 @@ class _Run:
 
     async def run(self) -> None:
         endpoint = self._endpoint
+        count = min(endpoint.concurrency, len(self._samples))
+        _require_files(count)
         started = time.perf_counter()
         try:
             async with AsyncExitStack() as stack:
@@ -169,7 +175,7 @@ class _Run:
                         await stack.enter_async_context(self._client(url))
                         for url in self._replicas.urls
                     ]
-                    for _ in range(min(endpoint.concurrency, len(self._samples)))
+                    for _ in range(count)
                 ]
                 queue = iter(self._samples)
                 async with asyncio.TaskGroup() as group:
@@ -291,6 +297,16 @@ class _Run:
             self._recording.close_session(
                 Session(samples=len(answered), tokens=tokens, seconds=seconds)
             )
+
+
+def _require_files(connections: int) -> None:
+    """ConfigError where the system would refuse connections, which looks like a failing server."""
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if allowed != resource.RLIM_INFINITY and connections + SPARE_FILES > allowed:
+        raise ConfigError(
+            f"{connections:,} connections at once, and this process may have {allowed:,} files "
+            "open; lower --concurrency, or raise 'ulimit -n'"
+        )
 
 
 async def _ask(
