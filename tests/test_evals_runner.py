@@ -192,8 +192,9 @@ def test_a_request_that_hangs_is_an_error_and_is_asked_again_on_resuming(
 
 
 def test_a_server_that_only_fails_stops_the_run(suite: LoadedSuite, tmp_path: Path) -> None:
-    with pytest.raises(EndpointError, match=f"{GIVE_UP_AFTER} requests in a row failed"):
+    with pytest.raises(EndpointError, match=f"{GIVE_UP_AFTER} requests in a row failed") as caught:
         measure(lambda _: Fails(500), suite, tmp_path, concurrency=4)
+    assert "; 0 samples are kept" in str(caught.value)
     assert len(read_records(tmp_path / "sums.jsonl")) < COUNT
 
 

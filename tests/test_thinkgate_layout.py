@@ -69,5 +69,11 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     assert "thinkgate" in done.stdout
 
 
+def test_ctrl_c_finds_the_command_line_ready_to_word_it() -> None:
+    """What is imported before `main` runs has its traceback shown."""
+    code = "import sys, thinkgate.cli; sys.exit('pydantic' in sys.modules or 'rich' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 def test_no_python_in_docker() -> None:
     assert not list((ROOT / "docker").rglob("*.py"))

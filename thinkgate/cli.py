@@ -11,7 +11,6 @@ import sys
 from collections.abc import Sequence
 
 from thinkgate import __version__
-from thinkgate.config import nearest
 from thinkgate.errors import MissingDependencyError, ThinkgateError, explain_os_error
 
 __all__ = ["main", "run_command"]
@@ -96,6 +95,8 @@ def run_command(arguments: Sequence[str]) -> int:
     words = 2 if " ".join(arguments[:2]) in COMMANDS else 1
     name, rest = " ".join(arguments[:words]), arguments[words:]
     if name not in COMMANDS:
+        from thinkgate.config import nearest  # pydantic: `main` should be reached in no time
+
         raise ThinkgateError(f"unknown command '{name}'; {nearest(name, COMMANDS)}")
     module_name, summary = COMMANDS[name]
     try:

@@ -99,8 +99,9 @@ def run(endpoint: Endpoint, loaded: LoadedSuite, recording: Recording, limit: in
         if failures is None:
             raise
         first = failures.exceptions[0]
+        kept = sum(record.error is None for record in recording.done.values())
         raise EndpointError(
-            f"{loaded.name}: {first}; {len(recording.done)} samples are kept in {recording.path}, "
+            f"{loaded.name}: {first}; {kept} samples are kept in {recording.path}, "
             "nothing was counted as wrong; run the same command again to go on"
         ) from first
 
