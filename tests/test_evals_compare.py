@@ -187,6 +187,16 @@ def test_runs_of_another_configuration_are_refused_and_what_differs_is_named(
     assert code == 2 and "differ in sampling.temperature" in error and error.count("\n") == 1
 
 
+def test_verdicts_that_were_edited_do_not_count(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = measured(tmp_path, "a", 9) / "sums.jsonl"
+    file.write_text(file.read_text().replace('"verdict":"wrong"', '"verdict":"correct"'))
+    found = load_record_set(file, "a")
+    assert sum(record.verdict is Verdict.WRONG for record in found.records) == 9
+    assert "says of 9 recorded answers otherwise" in capsys.readouterr().err
+
+
 def test_one_id_for_two_problems_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

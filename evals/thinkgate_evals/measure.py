@@ -7,7 +7,7 @@ numbers mean is for `metrics.py` and `gate.py`.
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
@@ -35,6 +35,7 @@ __all__ = [
     "Measurement",
     "Options",
     "find_checkpoint",
+    "graded_again",
     "measure_checkpoint",
     "measure_endpoint",
     "naming_files",
@@ -238,24 +239,24 @@ def _opened(
     recordings: list[Recording] = []
     for path, loaded in zip(paths, suites, strict=True):
         recording = stack.enter_context(Recording(path, loaded, model))
-        _grade_again(recording, loaded)
+        golds = {problem.id: problem.gold for problem in loaded.problems}
+        if changed := graded_again(path, recording.done.values(), golds):
+            recording.replace(changed.values())
         recordings.append(recording)
     return recordings
 
 
-def _grade_again(recording: Recording, loaded: LoadedSuite) -> None:
-    """Give what was recorded earlier the verdicts of the verifier as it is now.
+def graded_again(
+    path: Path, records: Iterable[Record], golds: Mapping[str, str]
+) -> dict[tuple[str, int], Record]:
+    """By their keys, the records in `path` of which the verifier says otherwise, with its verdict;
+    a warning says how many. `golds` are by problem; what has none keeps its verdict.
 
     Two models are compared by one verifier, however long ago one of them was measured; and what
     somebody wrote into the file says nothing.
     """
-    golds = {problem.id: problem.gold for problem in loaded.problems}
     # What could not be settled took its seconds, and is no credit to anyone.
-    found = [
-        record
-        for record in recording.done.values()
-        if record.problem_id in golds and record.verdict is not Verdict.ERROR
-    ]
+    found = [r for r in records if r.problem_id in golds and r.verdict is not Verdict.ERROR]
     verdicts = check_many((record.answer, golds[record.problem_id]) for record in found)
     changed = [
         record.model_copy(update={"gold": golds[record.problem_id], "verdict": verdict})
@@ -263,11 +264,11 @@ def _grade_again(recording: Recording, loaded: LoadedSuite) -> None:
         if verdict is not record.verdict
     ]
     if changed:
-        recording.replace(changed)
         warn(
-            f"{recording.path}: the verifier says of {len(changed):,} recorded answers otherwise "
-            f"than the record, such as problem {changed[0].problem_id}; its verdicts count"
+            f"{path}: the verifier says of {len(changed):,} recorded answers otherwise than the "
+            f"record, such as problem {changed[0].problem_id}; its verdicts count"
         )
+    return {record.key: record for record in changed}
 
 
 def _unfinished(

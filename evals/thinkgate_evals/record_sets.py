@@ -17,7 +17,7 @@ from thinkgate.answers import Verdict
 from thinkgate.checkpoint import META
 from thinkgate.errors import DataError
 from thinkgate.records import read_records as read_rows
-from thinkgate_evals.measure import records_folder
+from thinkgate_evals.measure import graded_again, records_folder
 from thinkgate_evals.records import (
     Header,
     Record,
@@ -83,11 +83,21 @@ def find_record_sets(target: Path, name: str | None = None) -> dict[str, RecordS
 def load_record_set(path: Path, name: str) -> RecordSet:
     """One file. Ours are read strictly, others by `problem_id` and `correct` or `verdict`."""
     header = read_header(path) if header_path(path).is_file() else None
-    records = read_records(path) if header else _foreign(path)
+    records = _ours(path, header) if header else _foreign(path)
     if not records:
         raise DataError(f"{path} has no records")
     suite = header.suite if header else path.stem
     return RecordSet(name=name, suite=suite, path=path, records=tuple(records), header=header)
+
+
+def _ours(path: Path, header: Header) -> list[Record]:
+    """The records of a run of ours, graded again as where it goes on; lm-eval grades its own."""
+    records = read_records(path)
+    if header.suite.startswith("lm-"):
+        return records
+    golds = {record.problem_id: record.gold for record in records if record.gold is not None}
+    changed = graded_again(path, records, golds)
+    return [changed.get(record.key, record) for record in records]
 
 
 def _model_name(file: Path) -> str:
