@@ -5,10 +5,19 @@ trust: whose signature counts is for whoever verifies.
 """
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from thinkgate.checkpoint import META, Checkpoint, decided, gated, load_checkpoint, write_atomic
+from thinkgate.checkpoint import (
+    META,
+    Checkpoint,
+    Decision,
+    decided,
+    gated,
+    load_checkpoint,
+    write_atomic,
+)
 from thinkgate.errors import MissingDependencyError
 from thinkgate.provenance.attestation import ATTESTATION, test_result
 from thinkgate.provenance.envelope import seal
@@ -23,12 +32,18 @@ def attest(folder: Path, key: PrivateKey) -> Path:
 
     CheckpointError where there is none, or one about other files.
     """
-    checkpoint = load_checkpoint(folder)
-    decision = decided(checkpoint)
+    digests = folder_digests(folder)
+    checkpoint = load_checkpoint(folder, digests)
+    return _attest(checkpoint, decided(checkpoint), digests, key)
+
+
+def _attest(
+    checkpoint: Checkpoint, decision: Decision, digests: Mapping[str, str], key: PrivateKey
+) -> Path:
     unsign(checkpoint)
-    sealed = seal(test_result(checkpoint, decision, folder_digests(folder)), key)
-    write_atomic(checkpoint.meta(ATTESTATION), sealed)
-    return checkpoint.meta(ATTESTATION)
+    file = checkpoint.meta(ATTESTATION)
+    write_atomic(file, seal(test_result(checkpoint, decision, digests), key))
+    return file
 
 
 def sign(folder: Path, key: PrivateKey) -> Path:
@@ -43,9 +58,9 @@ def sign(folder: Path, key: PrivateKey) -> Path:
         raise MissingDependencyError(
             f"signing needs {error.name}, which is not installed; pip install 'thinkgate[sign]'"
         ) from error
-    checkpoint = load_checkpoint(folder)
-    gated(checkpoint)
-    attest(folder, key)
+    digests = folder_digests(folder)
+    checkpoint = load_checkpoint(folder, digests)
+    _attest(checkpoint, gated(checkpoint), digests, key)
     signature = checkpoint.meta(SIGNATURE)
     # Its annotations leave PathLike open, which a strict check cannot read.
     hashing: Any = model_signing.hashing
