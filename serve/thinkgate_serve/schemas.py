@@ -75,9 +75,10 @@ def _unfit_value(schema: Mapping[str, Any]) -> str | None:
 
     if not _lists_values(schema):
         return None
-    whole = Draft202012Validator(schema)
     values = schema["enum"] if "enum" in schema else [schema["const"]]
-    if all(map(whole.is_valid, values)):
+    # Without the list itself, which would be searched for each of its values.
+    rest = {key: schema[key] for key in RULES.intersection(schema) - {"enum", "const"}}
+    if all(map(Draft202012Validator(rest).is_valid, values)):
         return None
     return "a value that is listed does not fit the other rules"
 
