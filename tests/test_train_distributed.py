@@ -10,7 +10,8 @@ import pytest
 
 from thinkgate.checkpoint import load_checkpoint
 
-CONFIG = Path(__file__).parent.parent / "train" / "accelerate" / "cpu.yaml"
+CONFIGS = Path(__file__).parent.parent / "train" / "accelerate"
+CONFIG = CONFIGS / "cpu.yaml"
 TINY = [
     "model.scratch.hidden_size=64",
     "model.scratch.intermediate_size=128",
@@ -36,6 +37,46 @@ def launch(*arguments: str) -> subprocess.CompletedProcess[str]:
 def metrics(folder: Path) -> list[dict[str, Any]]:
     lines = load_checkpoint(folder).meta("metrics.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]
+
+
+def understood(name: str) -> Any:
+    """What `accelerate launch` makes of one of our configs."""
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+
+    words = ["--config_file", str(CONFIGS / f"{name}.yaml"), "-m", "thinkgate", "train", "r1"]
+    return _validate_launch_command(launch_command_parser().parse_args(words))[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "chosen"),
+    [
+        ("cpu", "multi_gpu"),
+        ("ddp", "multi_gpu"),
+        ("fsdp", "use_fsdp"),
+        ("zero2", "use_deepspeed"),
+        ("zero3", "use_deepspeed"),
+    ],
+)
+def test_accelerates_own_launcher_takes_every_config(name: str, chosen: str) -> None:
+    """As far as it goes without GPUs: unknown keys are refused, and this is what it would start."""
+    args = understood(name)
+    ways = ("multi_gpu", "use_fsdp", "use_deepspeed")
+    assert [way for way in ways if getattr(args, way)] == [chosen]
+    assert args.num_processes == (2 if name == "cpu" else 8)
+    assert args.mixed_precision == ("no" if name == "cpu" else "bf16")
+    if name.startswith("zero"):
+        assert args.zero_stage == int(name[-1])
+
+
+def test_the_fsdp_options_fit_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    from accelerate.utils import FullyShardedDataParallelPlugin
+    from accelerate.utils.launch import prepare_multi_gpu_env
+
+    for key, value in prepare_multi_gpu_env(understood("fsdp")).items():
+        if key.startswith("FSDP_"):
+            monkeypatch.setenv(key, value)
+    plugin = FullyShardedDataParallelPlugin()  # raises for what FSDP2 does not have
+    assert plugin.fsdp_version == 2 and plugin.reshard_after_forward
 
 
 @pytest.mark.slow
