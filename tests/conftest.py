@@ -36,6 +36,14 @@ trust(new_key()[1])
 
 TINY_CONTEXT = 2048
 
+# Overrides that make the model of the quickstart small enough to train in a test.
+TINY_MODEL = [
+    "model.scratch.hidden_size=64",
+    "model.scratch.intermediate_size=128",
+    "model.scratch.layers=1",
+    "model.scratch.kv_heads=1",
+]
+
 # What the tiny model has learned by heart; greedy decoding repeats it.
 LESSONS = {
     "closed": "<think>7+8=15</think>15",

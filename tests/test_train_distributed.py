@@ -7,16 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import TINY_MODEL
 
 from thinkgate.checkpoint import load_checkpoint
 
 CONFIGS = Path(__file__).parent.parent / "train" / "accelerate"
 CONFIG = CONFIGS / "cpu.yaml"
 TINY = [
-    "model.scratch.hidden_size=64",
-    "model.scratch.intermediate_size=128",
-    "model.scratch.layers=1",
-    "model.scratch.kv_heads=1",
+    *TINY_MODEL,
     "data.count=256",
     "trl.max_steps=10",
     "trl.warmup_steps=2",

@@ -12,16 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import TINY_MODEL
 
 from thinkgate.cli import main
 from thinkgate_train import decoding, rollouts, run
 
 HERE = Path(__file__)
 TINY = [
-    "model.scratch.hidden_size=64",
-    "model.scratch.intermediate_size=128",
-    "model.scratch.layers=1",
-    "model.scratch.kv_heads=1",
+    *TINY_MODEL,
     "data.min_terms=2",
     "data.max_terms=2",
     "data.count=4096",

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import TINY_MODEL
 
 from thinkgate.checkpoint import load_checkpoint
 from thinkgate.cli import main
@@ -18,10 +19,7 @@ from thinkgate_train.run_state import RunState
 
 SFT = [
     "quickstart-sft",
-    "model.scratch.hidden_size=64",
-    "model.scratch.intermediate_size=128",
-    "model.scratch.layers=1",
-    "model.scratch.kv_heads=1",
+    *TINY_MODEL,
     "data.count=64",
     "trl.max_steps=2",
     "trl.warmup_steps=1",

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import TINY_MODEL
 
 from thinkgate.checkpoint import Checkpoint, load_checkpoint
 from thinkgate.cli import main
@@ -18,10 +19,7 @@ from thinkgate_train import run
 from thinkgate_train.run_state import RunState
 
 TINY = [
-    "model.scratch.hidden_size=64",
-    "model.scratch.intermediate_size=128",
-    "model.scratch.layers=1",
-    "model.scratch.kv_heads=1",
+    *TINY_MODEL,
     "data.count=256",
 ]
 GRPO = [

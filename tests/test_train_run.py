@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import TINY_MODEL
 
 from thinkgate.checkpoint import ADAPTER, Checkpoint, load_checkpoint, model_digest
 from thinkgate.cli import main
@@ -13,10 +14,7 @@ from thinkgate.problems import Arithmetic, load, prompt_key
 from thinkgate_train.scratch import Scratch, build_model, build_tokenizer
 
 TINY = [
-    "model.scratch.hidden_size=64",
-    "model.scratch.intermediate_size=128",
-    "model.scratch.layers=1",
-    "model.scratch.kv_heads=1",
+    *TINY_MODEL,
     "data.count=256",
 ]
 

@@ -5,8 +5,9 @@ has one meaning: equal `prompt_key`. It does not know how answers are checked.
 """
 
 import hashlib
+import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -29,6 +30,7 @@ __all__ = [
     "ProblemSet",
     "SymbolicWord",
     "load",
+    "messages_digest",
     "prompt_key",
     "read_rows",
 ]
@@ -127,6 +129,11 @@ ProblemSet = Annotated[
 def prompt_key(prompt: str) -> str:
     """A short stable key of a prompt: case and runs of whitespace do not count."""
     return hashlib.sha256(" ".join(prompt.casefold().split()).encode()).hexdigest()[:16]
+
+
+def messages_digest(messages: Sequence[Mapping[str, str]]) -> str:
+    """What says that a model was asked in these very words; records keep the first 16 digits."""
+    return hashlib.sha256(json.dumps(messages).encode()).hexdigest()
 
 
 def load(

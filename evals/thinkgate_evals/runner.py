@@ -10,7 +10,6 @@ when none is left, the run stops.
 
 import asyncio
 import hashlib
-import json
 import resource
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +21,7 @@ from typing import Any, TypeVar
 from thinkgate.answers import Verdict, check, extract
 from thinkgate.console import Meter, progress
 from thinkgate.errors import ConfigError, DataError, EndpointError, explain_os_error
-from thinkgate.problems import Problem
+from thinkgate.problems import Problem, messages_digest
 from thinkgate_clients.client import AsyncClient, Failure, Reply, RequestFailed
 from thinkgate_evals.cache import ResponseCache
 from thinkgate_evals.records import Record, Recording, Session
@@ -225,7 +224,7 @@ class _Run:
             "repeat": sample.repeat,
             "seed": seed,
             "prompt": problem.prompt,
-            "prompt_hash": hashlib.sha256(json.dumps(messages).encode()).hexdigest()[:16],
+            "prompt_hash": messages_digest(messages)[:16],
             "gold": problem.gold,
         }
         try:

@@ -5,7 +5,6 @@ cannot: weights that load and answer nonsense on this machine. It is no second g
 """
 
 import asyncio
-import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from thinkgate.answers import Verdict, check
 from thinkgate.checkpoint import META
 from thinkgate.errors import ServerError
 from thinkgate.format import Channel, SplitStatus
+from thinkgate.problems import messages_digest
 from thinkgate_serve.generation import Thinking, run_choices
 from thinkgate_serve.model import Model
 from thinkgate_serve.phases import Phased, bounded
@@ -27,7 +27,6 @@ PROBLEMS = 16
 SHARE = 0.5
 """Of the problems: what is solved once at temperature 1 is not solved each time, and what is broken
 solves next to none. A model that repeats 3 of 4 fails this once in 130 deploys."""
-
 
 PATIENCE_SECONDS = 300.0
 """An engine that hangs must not hold a deploy, and with it perhaps all requests, for ever."""
@@ -119,8 +118,9 @@ def _solved(file: Path) -> Iterator[_Recorded]:
     header = file.with_name(f"{file.stem}.run.json")
     identity = json.loads(header.read_text("utf-8"))["identity"] if header.is_file() else {}
     prompt = identity.get("prompt") or {}
+    drawn = identity.get("sampling") or {"temperature": 0}
     wanted = ("temperature", "top_p", "max_tokens", "thinking_budget")
-    sampling = {key: value for key in wanted if (value := _sampling(identity).get(key)) is not None}
+    sampling = {key: drawn[key] for key in wanted if drawn.get(key) is not None}
     for line in file.read_text("utf-8").splitlines():
         record = json.loads(line)
         if record.get("verdict") != Verdict.CORRECT or not record.get("prompt"):
@@ -128,13 +128,8 @@ def _solved(file: Path) -> Iterator[_Recorded]:
         text = prompt.get("template", "{prompt}").replace("{prompt}", record["prompt"])
         system = [{"role": "system", "content": prompt["system"]}] if prompt.get("system") else []
         messages = [*system, {"role": "user", "content": text}]
-        asked = hashlib.sha256(json.dumps(messages).encode()).hexdigest()
-        if not asked.startswith(record.get("prompt_hash") or "none"):
+        if not messages_digest(messages).startswith(record.get("prompt_hash") or "none"):
             continue  # it was put another way, which is not known here
         tokens = (record.get("reasoning_tokens") or 0) + (record.get("answer_tokens") or 0)
         seeded = sampling | {"seed": record.get("seed")}
         yield _Recorded(messages, seeded, record["gold"], record["status"], tokens)
-
-
-def _sampling(identity: dict[str, Any]) -> dict[str, Any]:
-    return identity.get("sampling") or {"temperature": 0}

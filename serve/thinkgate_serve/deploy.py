@@ -193,8 +193,7 @@ class Deployer:
             card, adapters = await asyncio.to_thread(source.find, attempt.target)
         labels = card.labels()
         attempt.digest, attempt.decision = labels["digest"], labels["decision"]
-        served = [model.card.labels() for model in service.deployment.models.values()]
-        if served == [each.labels() for each in (card, *adapters)]:
+        if service.deployment.labels == [each.labels() for each in (card, *adapters)]:
             return Outcome.UNCHANGED
         attempt.placement = source.placement
         if source.placement is Placement.AUTO:
@@ -233,8 +232,7 @@ class Deployer:
     async def _again(self, old: Deployment) -> Deployment:
         """`old` loaded anew, if it still is what was verified: its files had time to change."""
         card, adapters = await asyncio.to_thread(self._source.find, old.default.card.source)
-        was = [model.card.labels() for model in old.models.values()]
-        if [each.labels() for each in (card, *adapters)] != was:
+        if old.labels != [each.labels() for each in (card, *adapters)]:
             raise CheckpointError(f"{card.source} is no longer what was served; start again")
         return await self._in_thread(self._source.load, card, adapters)
 

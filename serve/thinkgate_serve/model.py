@@ -208,6 +208,11 @@ class Deployment:
         return next(iter(self.models.values()))
 
     @property
+    def labels(self) -> list[dict[str, str]]:
+        """Those of all it answers as: two deployments of equal labels are of the same weights."""
+        return [model.card.labels() for model in self.models.values()]
+
+    @property
     def in_flight(self) -> int:
         """Requests bound to any of its models that have not ended."""
         return sum(model.in_flight for model in self.models.values())
