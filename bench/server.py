@@ -49,6 +49,7 @@ ENGINE = {
     "dtype": "float32",
     "seed": "0",
 }
+ON_CUDA = {"dtype": "bfloat16", "gpu_memory_utilization": "0.3"}
 ON_CPU = ("--enforce-eager", "--no-enable-chunked-prefill", "--distributed-executor-backend=uni")
 ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "2",
@@ -310,7 +311,7 @@ def our_server(model: Path) -> Iterator[Server]:
     from thinkgate_clients.local import local_server
 
     os.environ.update(ENVIRONMENT)
-    extra = [word for key, value in ENGINE.items() for word in (f"--engine.{key}", value)]
+    extra = [word for key, value in engine().items() for word in (f"--engine.{key}", value)]
     extra += ["--log-format", "off"]
     with local_server(model, allow_ungated=True, extra=extra) as server:
         port = int(server.base_url.rsplit(":", 1)[1].removesuffix("/v1"))
@@ -326,7 +327,7 @@ def vllm_server(model: Path) -> Iterator[Server]:
     command += ["--model", str(model), "--served-model-name", "m", "--host", "127.0.0.1"]
     command += ["--port", str(port), "--reasoning-parser", "deepseek_r1"]
     command += ["--disable-uvicorn-access-log", "--disable-log-stats"]
-    for key, value in ENGINE.items():
+    for key, value in engine().items():
         command += [f"--{key.replace('_', '-')}", value]
     if not has_cuda():
         command += ON_CPU
@@ -340,6 +341,11 @@ def vllm_server(model: Path) -> Iterator[Server]:
         finally:
             process.terminate()
             process.wait()
+
+
+def engine() -> dict[str, str]:
+    """The engine arguments of both; on one GPU both must fit at once."""
+    return ENGINE | (ON_CUDA if has_cuda() else {})
 
 
 def has_cuda() -> bool:

@@ -5,10 +5,12 @@ Goals:
   - GRPO raises the sampled accuracy on held-out sums, its 95 % interval above 0;
   - nothing is said about stale or diverging weights by the health watch.
 
-    bench/gpu/run.sh [--check] [--quick] [--set sft.trl.max_steps=100 …]
+    bench/gpu/run.sh [--check] [--quick] [--out DIR] [--start CHECKPOINT]
+                     [--set sft.trl.max_steps=100 grpo.trl.use_vllm=true …]
 
-`--quick` cuts the steps to a tenth. `--tiny` shrinks the model as well, to try the script where no
-GPU is; its numbers mean nothing. The last line is one JSON object with every number.
+`--quick` cuts the steps to a tenth. `--out` keeps the checkpoints, `--start` takes the SFT stage's
+from an earlier run. `--tiny` shrinks the model as well, to try the script where no GPU is; its
+numbers mean nothing. The last line is one JSON object with every number.
 """
 
 import argparse
@@ -23,7 +25,7 @@ from typing import Any
 from rich.table import Table
 
 from thinkgate.answers import Verdict, check
-from thinkgate.checkpoint import Checkpoint
+from thinkgate.checkpoint import Checkpoint, load_checkpoint
 from thinkgate.config import apply_overrides, parse, read_yaml
 from thinkgate.console import console
 from thinkgate.format import split
@@ -51,6 +53,8 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="exit 1 where a goal is missed")
     parser.add_argument("--quick", action="store_true", help="a tenth of the steps")
     parser.add_argument("--tiny", action="store_true", help="a toy model, to try the script")
+    parser.add_argument("--out", type=Path, help="keep both checkpoints in this folder")
+    parser.add_argument("--start", type=Path, help="an SFT checkpoint: only GRPO is run")
     parser.add_argument("--set", nargs="*", default=[], metavar="stage.key=value")
     args = parser.parse_args()
     import torch
@@ -58,11 +62,15 @@ def main() -> int:
     changes = [*(TINY if args.tiny else ()), *args.set]
     problems = 64 if args.tiny else PROBLEMS
     with tempfile.TemporaryDirectory() as scratch:
+        out = args.out or Path(scratch)
         began = time.monotonic()
-        sft = stage("sft", Path(scratch) / "sft", changes, args.quick)
+        if args.start is None:
+            sft = stage("sft", out / "sft", changes, args.quick)
+        else:
+            sft = measured(load_checkpoint(args.start), 0.0)
         before = accuracy(sft["checkpoint"], problems)
         changes.append(f"grpo.model.path={sft['checkpoint'].path}")
-        grpo = stage("grpo", Path(scratch) / "grpo", changes, args.quick)
+        grpo = stage("grpo", out / "grpo", changes, args.quick)
         after = accuracy(grpo["checkpoint"], problems)
         minutes = (time.monotonic() - began) / 60
     gain = after - before
@@ -109,14 +117,20 @@ def stage(name: str, out: Path, changes: list[str], quick: bool) -> dict[str, An
     began = time.monotonic()
     checkpoint = train(parse(Recipe, data, name), out)
     assert checkpoint is not None
-    seconds = time.monotonic() - began
+    return measured(checkpoint, time.monotonic() - began)
+
+
+def measured(checkpoint: Checkpoint, seconds: float) -> dict[str, Any]:
+    """The row of a stage that took `seconds`; zero for one that an earlier run made."""
+    import torch
+
     tokens = checkpoint.manifest.metrics.get("num_tokens", 0.0)
     peak = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
     size = sum(f.stat().st_size for f in checkpoint.path.glob("*.safetensors"))
     return {
         "checkpoint": checkpoint,
         "seconds": seconds,
-        "tokens_per_second": tokens / seconds,
+        "tokens_per_second": tokens / seconds if seconds else 0.0,
         "peak_gib": peak,
         "parameters": size // 4,  # saved in float32
     }
