@@ -7,10 +7,12 @@ Goals, in every cell of 1, 16 and 64 streams with outputs of 200 and 4,000 token
   answer      at most 1.0 times its time to the first answer token
 
     python bench/server.py [--quick] [--check] [--rounds 3] [--streams 1 16 64] [--tokens 200 4000]
-                           [--floor]
+                           [--eager] [--floor]
 
 Both run at once with the same engine arguments and environment, vLLM's with the `deepseek_r1`
-parser; one is loaded at a time, in turns, and a ratio is taken within a turn. The model is random,
+parser; one is loaded at a time, in turns, and a ratio is taken within a turn. A cell is printed as
+soon as it is measured. `--eager` spares both the compilation on a GPU: a minute less to the start,
+and slower engines. The model is random,
 its template opens the thought, and a bias on `</think>` ends it about halfway; equal seeds give
 both the same tokens. The API process is the one that holds the socket, without its engine process.
 A ratio of time or throughput is met within the noise of `NOISE`, which two runs of one server show.
@@ -22,6 +24,7 @@ import asyncio
 import json
 import math
 import os
+import signal
 import socket
 import statistics
 import subprocess
@@ -36,9 +39,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from thinkgate.format import THINK
 
 CPU_GOAL, NOISE = 0.5, 0.05
@@ -49,17 +49,24 @@ ENGINE = {
     "dtype": "float32",
     "seed": "0",
 }
-ON_CUDA = {"dtype": "bfloat16", "gpu_memory_utilization": "0.3"}
+# Both fit on one GPU, the cache of a given size: beside a starting engine none can be measured.
+ON_CUDA = {
+    "dtype": "bfloat16",
+    "gpu_memory_utilization": "0.3",
+    "kv_cache_memory_bytes": str(2 * 2**30),
+}
 ON_CPU = ("--enforce-eager", "--no-enable-chunked-prefill", "--distributed-executor-backend=uni")
 ENVIRONMENT = {
-    "VLLM_CPU_KVCACHE_SPACE": "2",
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
-    "OMP_NUM_THREADS": "1",
-    "TORCHDYNAMO_DISABLE": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_OFFLINE": "1",
+}
+ENVIRONMENT_ON_CPU = {
+    "VLLM_CPU_KVCACHE_SPACE": "2",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "OMP_NUM_THREADS": "1",
+    "TORCHDYNAMO_DISABLE": "1",
 }
 
 
@@ -89,6 +96,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 16, 64])
     parser.add_argument("--tokens", type=int, nargs="+", default=[200, 4000])
+    parser.add_argument("--eager", action="store_true", help="no compilation, for either")
     parser.add_argument("--floor", action="store_true", help="ours over a scripted engine")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -101,11 +109,17 @@ def main() -> int:
 
 def compare(args: argparse.Namespace) -> int:
     """Ours and vLLM's, in turns."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and both servers stop
+    os.environ.update(ENVIRONMENT if has_cuda() else ENVIRONMENT | ENVIRONMENT_ON_CPU)
+    settings = ENGINE | (ON_CUDA if has_cuda() else {})
     cells: list[dict[str, Any]] = []
     with ExitStack() as stack:
         model, close_id = make_model(Path(stack.enter_context(tempfile.TemporaryDirectory())))
-        servers = {"thinkgate": stack.enter_context(our_server(model))}
-        servers["vllm"] = stack.enter_context(vllm_server(model))
+        started = time.monotonic()
+        vllm = stack.enter_context(vllm_server(model, settings, args.eager))
+        ours = stack.enter_context(our_server(model, settings, args.eager))
+        servers = {"thinkgate": ours, "vllm": vllm()}
+        print(f"both started in {time.monotonic() - started:.0f} s", flush=True)
         for server in servers.values():  # what only the first requests pay for
             asyncio.run(load(server, 4, 32, 0, close_id))
         for tokens in args.tokens:
@@ -118,7 +132,7 @@ def compare(args: argparse.Namespace) -> int:
                     for turn in range(args.rounds)
                 ]
                 cells.append(summary(streams, tokens, turns))
-    show(cells)
+                show(cells[-1])
     missed = [f"{goal} {cell['cell']}" for cell in cells for goal in missed_goals(cell)]
     print("goals met" if not missed else f"MISSED: {'; '.join(missed)}")
     print(json.dumps({"bench": "server", "cells": cells, "missed": missed}))
@@ -271,21 +285,19 @@ def missed_goals(cell: dict[str, Any]) -> list[str]:
     return [goal for goal, good in met.items() if not good]
 
 
-def show(cells: list[dict[str, Any]]) -> None:
-    table = Table("streams x tokens", "", "thinkgate", "vllm", "ratio (range)")
-    units = {
+def show(cell: dict[str, Any]) -> None:
+    """One cell, as soon as it is known: a run that is cut off has shown what it measured."""
+    print(f"\n{cell['cell']:<30}{'thinkgate':>12}{'vllm':>12}   ratio (range)")
+    labels = {
         "cpu": "API CPU, ms per 1,000 tokens",
         "throughput": "tokens/s",
         "ttft": "TTFT, ms",
         "answer": "first answer token, ms",
     }
-    for cell in cells:
-        for key, label in units.items():
-            row = cell[key]
-            spread = f"{row['ratio']:.2f} ({row['from']:.2f} to {row['to']:.2f})"
-            numbers = (f"{row['thinkgate']:.1f}", f"{row['vllm']:.1f}")
-            table.add_row(cell["cell"] if key == "cpu" else "", label, *numbers, spread)
-    Console().print(table)
+    for key, label in labels.items():
+        row = cell[key]
+        spread = f"{row['ratio']:.2f} ({row['from']:.2f} to {row['to']:.2f})"
+        print(f"{label:<30}{row['thinkgate']:>12.1f}{row['vllm']:>12.1f}   {spread}", flush=True)
 
 
 def make_model(folder: Path) -> tuple[Path, int]:
@@ -307,11 +319,11 @@ def make_model(folder: Path) -> tuple[Path, int]:
 
 
 @contextmanager
-def our_server(model: Path) -> Iterator[Server]:
+def our_server(model: Path, settings: dict[str, str], eager: bool) -> Iterator[Server]:
     from thinkgate_clients.local import local_server
 
-    os.environ.update(ENVIRONMENT)
-    extra = [word for key, value in engine().items() for word in (f"--engine.{key}", value)]
+    extra = [word for key, value in settings.items() for word in (f"--engine.{key}", value)]
+    extra += ["--engine.enforce_eager", "true"] if eager else []
     extra += ["--log-format", "off"]
     with local_server(model, allow_ungated=True, extra=extra) as server:
         port = int(server.base_url.rsplit(":", 1)[1].removesuffix("/v1"))
@@ -319,7 +331,10 @@ def our_server(model: Path) -> Iterator[Server]:
 
 
 @contextmanager
-def vllm_server(model: Path) -> Iterator[Server]:
+def vllm_server(
+    model: Path, settings: dict[str, str], eager: bool
+) -> Iterator[Callable[[], Server]]:
+    """vLLM's own, starting; what is yielded waits until it answers."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -327,25 +342,24 @@ def vllm_server(model: Path) -> Iterator[Server]:
     command += ["--model", str(model), "--served-model-name", "m", "--host", "127.0.0.1"]
     command += ["--port", str(port), "--reasoning-parser", "deepseek_r1"]
     command += ["--disable-uvicorn-access-log", "--disable-log-stats"]
-    for key, value in engine().items():
+    for key, value in settings.items():
         command += [f"--{key.replace('_', '-')}", value]
     if not has_cuda():
         command += ON_CPU
+    elif eager:
+        command += ["--enforce-eager"]
     with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(
-            command, env={**os.environ, **ENVIRONMENT}, stdout=log, stderr=subprocess.STDOUT
-        )
-        try:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+
+        def ready() -> Server:
             until(lambda: healthy(port), process, log)
-            yield Server(port, "m", process.pid)
+            return Server(port, "m", process.pid)
+
+        try:
+            yield ready
         finally:
             process.terminate()
             process.wait()
-
-
-def engine() -> dict[str, str]:
-    """The engine arguments of both; on one GPU both must fit at once."""
-    return ENGINE | (ON_CUDA if has_cuda() else {})
 
 
 def has_cuda() -> bool:
