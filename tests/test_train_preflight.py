@@ -9,6 +9,7 @@ import itertools
 import json
 import math
 import random
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,6 +31,7 @@ from thinkgate_train.models import Start
 from thinkgate_train.preflight import preflight
 from thinkgate_train.preflight.rewards_topic import reward_topic
 from thinkgate_train.preflight.rollouts_topic import equal_share, least_hope
+from thinkgate_train.preflight.trial import Rollout, Trial
 from thinkgate_train.recipe import Recipe
 from thinkgate_train.rewards import build
 from thinkgate_train.rewards.function import RewardFunction, Splitter
@@ -140,6 +142,32 @@ def test_a_run_begins_with_one_line_a_topic(
     found = [line.split()[0] for line in lines if line.split()[0] in topics]
     assert found == list(topics)
     assert len(lines) <= 6 + 2  # two for a warning that this data deserves
+
+
+def test_a_step_on_a_gpu_is_foretold_without_what_only_its_first_batches_cost(
+    wavering: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that, as on a GPU, takes as long for many as for a few, once it is warm."""
+    _, parts = _parts(wavering, rows_file(tmp_path, ALWAYS, NEVER))
+    start, rows, config = parts[0], parts[1], parts[-1]
+    rollouts = [Rollout(rows.train[0], [1] * length, "", cut=False) for length in (3, 11)]
+    model: Any = start.model
+    assert Trial(start, config).batch_seconds(rollouts, 8, passes=2) > 0  # the real model
+    shapes: set[tuple[int, ...]] = set()
+
+    def generate(input_ids: Any, generation_config: Any, **_: Any) -> Any:
+        import torch
+
+        time.sleep(0 if input_ids.shape in shapes else 1)
+        shapes.add(input_ids.shape)
+        new = generation_config.max_new_tokens
+        time.sleep(0.03 + 0.01 * new)
+        return torch.cat([input_ids, torch.ones(len(input_ids), new, dtype=torch.long)], dim=1)
+
+    monkeypatch.setattr(model, "generate", generate)
+    seconds = Trial(start, config).batch_seconds(rollouts, 64, passes=0)
+    assert {shape[0] for shape in shapes} == {64}
+    assert 0.1 < seconds < 0.5
 
 
 Parts = tuple[Start, Rows, list[RewardFunction], Splitter, Any]

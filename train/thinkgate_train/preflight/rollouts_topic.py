@@ -156,9 +156,7 @@ def rollout_topic(
     )
     if plan.rollouts_elsewhere:
         return topic, None
-    generation = trial.spent / max(1, trial.drawn)
-    passes = plan.passes * trial.pass_seconds(study.rollouts)
-    return topic, plan.per_process * (generation + passes)
+    return topic, trial.step_seconds(study.rollouts, plan.per_process, plan.passes)
 
 
 def equal_share(totals: Sequence[float], group: int) -> float:

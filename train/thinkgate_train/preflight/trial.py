@@ -9,8 +9,9 @@ any model, and can be stopped by the clock. Knows no rewards.
 import contextlib
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle, islice
 from typing import TYPE_CHECKING, Any
 
 from thinkgate_train.models import Start
@@ -24,7 +25,9 @@ __all__ = ["Rollout", "Trial", "obstacle", "prompt_ids", "some", "without_a_trac
 AT_ONCE = 64
 """Completions drawn together."""
 FORWARD = 16
-"""Completions that a forward pass is measured on."""
+"""Completions that a forward pass is measured on, on a CPU."""
+PROBE = 8
+"""Tokens of a generation that only the time of a token is wanted from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +71,43 @@ class Trial:
             self.overran = self.overran or len(rollouts) < len(batch)
             yield rollouts
 
-    def pass_seconds(self, rollouts: Sequence[Rollout]) -> float:
-        """Seconds that one forward pass over one completion takes, measured on a few."""
+    def step_seconds(self, rollouts: Sequence[Rollout], count: float, passes: int) -> float:
+        """Seconds to draw `count` completions like these, and to pass over each `passes` times.
+
+        On a CPU both grow with their number, and drawing has been timed. A GPU takes about as long
+        for many as for a few, and what it does first it compiles or loads first: there it is
+        `batch_seconds`.
+        """
+        if self._start.model.device.type != "cpu":  # type: ignore[union-attr]
+            return self.batch_seconds(rollouts, max(1, round(count)), passes)
+        chosen = rollouts[:FORWARD]
+        each = self._pass_seconds(chosen) / len(chosen)
+        return count * (self.spent / max(1, self.drawn) + passes * each)
+
+    def batch_seconds(self, rollouts: Sequence[Rollout], count: int, passes: int) -> float:
+        """The same, measured on warm batches of the run's own size: prompts, then some tokens."""
+        whole = list(islice(cycle(rollouts), count))
+        rows = [rollout.row for rollout in whole]
+        self._sample_seconds(rows, 1)
+        prompts, more = self._sample_seconds(rows, 1), self._sample_seconds(rows, 1 + PROBE)
+        longest = max(len(rollout.ids) for rollout in rollouts)
+        generation = prompts + max(0.0, more - prompts) * (longest - 1) / PROBE
+        batch = whole[: self._config.per_device_train_batch_size]
+        self._pass_seconds(batch)
+        return generation + passes * self._pass_seconds(batch) * count / len(batch)
+
+    def _sample_seconds(self, rows: Sequence[Row], tokens: int) -> float:
+        began = time.monotonic()
+        self._sample(rows, max_new_tokens=tokens, min_new_tokens=tokens)
+        return time.monotonic() - began
+
+    def _pass_seconds(self, rollouts: Sequence[Rollout]) -> float:
+        """Seconds of one forward pass over these completions, together."""
         import torch
 
         model: Any = self._start.model
-        chosen = rollouts[:FORWARD]
-        prompts = prompt_ids(self._start.tokenizer, [rollout.row for rollout in chosen])
-        texts = [p + rollout.ids for p, rollout in zip(prompts, chosen, strict=True)]
+        prompts = prompt_ids(self._start.tokenizer, [rollout.row for rollout in rollouts])
+        texts = [p + rollout.ids for p, rollout in zip(prompts, rollouts, strict=True)]
         ids, mask = self._padded(texts)
         began = time.monotonic()
         with torch.no_grad():
@@ -83,32 +115,36 @@ class Trial:
             model.base_model(input_ids=ids, attention_mask=mask)
             if ids.is_cuda:
                 torch.cuda.synchronize()
-        seconds = (time.monotonic() - began) / len(chosen)
+        seconds = time.monotonic() - began
         head: Any = model.get_output_embeddings()
         trunk = sum(p.numel() for p in model.base_model.parameters())
         return seconds * (1 + head.weight.numel() / trunk)
 
     def _generate(self, rows: Sequence[Row], seconds: float) -> list[Rollout]:
-        import torch
-
-        model: Any = self._start.model
         tokenizer: Any = self._start.tokenizer
-        prompts = prompt_ids(tokenizer, rows)
-        ids, mask = self._padded(prompts)
-        with torch.no_grad():
-            output = model.generate(
-                input_ids=ids, attention_mask=mask, generation_config=self._sampling(seconds)
-            )
+        output = self._sample(rows, max_time=seconds if seconds < float("inf") else None)
         limit = self._config.max_completion_length
         ends = set(self._ends())
         rollouts: list[Rollout] = []
-        for row, made in zip(rows, output[:, ids.shape[1] :].tolist(), strict=True):
+        for row, made in zip(rows, output, strict=True):
             end = next((place for place, token in enumerate(made, 1) if token in ends), None)
             if end is None and len(made) < limit:
                 continue  # the clock stopped it
             text = tokenizer.decode(made[:end], skip_special_tokens=True)
             rollouts.append(Rollout(row, made[:end], text, cut=end is None))
         return rollouts
+
+    def _sample(self, rows: Sequence[Row], **limits: Any) -> list[list[int]]:
+        """The new tokens after each row's prompt, padded to one length."""
+        import torch
+
+        model: Any = self._start.model
+        ids, mask = self._padded(prompt_ids(self._start.tokenizer, rows))
+        with torch.no_grad():
+            output = model.generate(
+                input_ids=ids, attention_mask=mask, generation_config=self._sampling(limits)
+            )
+        return output[:, ids.shape[1] :].tolist()
 
     def _padded(self, texts: Sequence[list[int]]) -> tuple["torch.Tensor", "torch.Tensor"]:
         """Ids padded on the left, and their mask."""
@@ -121,8 +157,8 @@ class Trial:
         device = self._start.model.device
         return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
-    def _sampling(self, seconds: float) -> Any:
-        """What TRL's trainers make of their config, with a limit in time."""
+    def _sampling(self, limits: Mapping[str, Any]) -> Any:
+        """What TRL's trainers make of their config, with limits of the trial's own."""
         from transformers import GenerationConfig
 
         config = self._config
@@ -135,8 +171,8 @@ class Trial:
                 name: getattr(config, name)
                 for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
             },
-            "max_time": seconds if seconds < float("inf") else None,
             **(config.generation_kwargs or {}),
+            **limits,
         }
         return GenerationConfig(**options, disable_compile=True)
 
