@@ -160,7 +160,12 @@ def test_in_the_place_of_the_old_one_and_back(gated_checkpoint: Path, tmp_path: 
     """Where only one engine fits, requests wait while it changes; none fails."""
     registry = Registry(tmp_path / "registry")
     registry.promote("production", gated_checkpoint)
-    broken = checkpoint(tmp_path / "broken", gated_checkpoint, "16", train=False)
+    files = {file.name: file.read_bytes() for file in gated_checkpoint.iterdir() if file.is_file()}
+    files["model.safetensors"] = files["model.safetensors"][:5000]  # signed as it is
+    broken = make_checkpoint(
+        tmp_path / "broken", config=files.pop("config.json").decode(), files=files
+    )
+    record_decision(broken)
     key = add_key(tmp_path / "keys.yaml", "ops", admin=True)
     extra = ["--keys", str(tmp_path / "keys.yaml"), "--deploy", "replace"]
     with local_server("production", registry=registry.root, extra=extra) as server:
@@ -172,7 +177,8 @@ def test_in_the_place_of_the_old_one_and_back(gated_checkpoint: Path, tmp_path: 
             before = [len(client.answers) for client in clients]
             until(lambda: all(len(c.answers) > n for c, n in zip(clients, before, strict=True)))
         (attempt,) = admin.past()
-    assert (attempt["outcome"], attempt["placement"]) == ("canary_failed", "replace")
+    assert (attempt["outcome"], attempt["placement"]) == ("load_failed", "replace")
+    assert "while deserializing header" in attempt["why"] and "is damaged" in attempt["why"]
     assert [error for client in clients for error in client.failures] == []
     digest, answer = load_checkpoint(gated_checkpoint).digest, LESSONS["closed"].rpartition(">")[2]
     assert {said for client in clients for said in client.answers} == {(digest, answer)}

@@ -22,7 +22,7 @@ def show(config, **_):
     found = {name: getattr(parallel, name) for name in (
         "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size",
         "data_parallel_backend", "distributed_executor_backend")}
-    raise RuntimeError(json.dumps(found | {"max_num_seqs": scheduler.max_num_seqs}))
+    raise ValueError(json.dumps(found | {"max_num_seqs": scheduler.max_num_seqs}))
 
 AsyncLLM.from_vllm_config = show
 for options in json.loads(sys.argv[2]):

@@ -13,8 +13,9 @@ from enum import StrEnum
 from typing import Any, NamedTuple, Protocol
 
 from thinkgate.errors import ServerError
-from thinkgate_serve.launch import first_line, is_cpu_build, launch, require_vllm
+from thinkgate_serve.launch import is_cpu_build, launch, require_vllm
 from thinkgate_serve.schemas import rule_not_kept
+from thinkgate_serve.start_failures import first_line
 
 __all__ = [
     "Constraint",

@@ -17,19 +17,18 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
-
-from pydantic import ValidationError
 
 from thinkgate.config import nearest
 from thinkgate.errors import ConfigError, MissingDependencyError, ServerError
 from thinkgate.host_memory import free_memory
 from thinkgate_serve.inbox import receive_directly
+from thinkgate_serve.start_failures import explain, first_line, report_to
 
-__all__ = ["first_line", "is_cpu_build", "launch", "require_vllm", "room_beside"]
+__all__ = ["is_cpu_build", "launch", "require_vllm", "room_beside"]
 
 GPU_SHARE = 0.92
 """vLLM's default of `gpu_memory_utilization`."""
@@ -50,9 +49,9 @@ def launch(model: str, options: Mapping[str, Any], *, fork: bool = True) -> Any:
     arguments = _arguments(model, options, on_cpu)
     if first:
         os.register_at_fork(after_in_child=_become_engine_process)
-        return _start(arguments, fork=on_cpu)
-    with _spawning():
-        return _start(arguments, fork=False)
+    else:
+        os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
+    return _start(arguments, fork=first and on_cpu)
 
 
 def room_beside(model: str, options: Mapping[str, Any]) -> bool:
@@ -64,7 +63,8 @@ def room_beside(model: str, options: Mapping[str, Any]) -> bool:
     if not is_cpu_build():
         return 2 * float(options.get("gpu_memory_utilization", GPU_SHARE)) <= 1
     weights = sum(file.stat().st_size for file in Path(model).glob("*.safetensors"))
-    cache = float(os.environ.get("VLLM_CPU_KVCACHE_SPACE", "1")) * 2**30
+    space = os.environ.get("VLLM_CPU_KVCACHE_SPACE")
+    cache = float(space) * 2**30 if space else options.get("kv_cache_memory_bytes", 2**30)
     free = free_memory()
     return free is not None and weights + cache + PROCESS_BYTES < free
 
@@ -152,10 +152,11 @@ def _prepare_environment(model: str, options: Mapping[str, Any], on_cpu: bool) -
         wanted |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     if on_cpu:
         wanted |= {
-            "VLLM_CPU_KVCACHE_SPACE": "1",
             "OMP_NUM_THREADS": str(max(1, _physical_cores() - 1)),
             "TORCH_CPP_LOG_LEVEL": "ERROR",
         }
+        if "kv_cache_memory_bytes" not in options:  # which this would overrule
+            wanted["VLLM_CPU_KVCACHE_SPACE"] = "1"
         if _one_process(options):
             # Lets the engine process run the model itself instead of starting one more.
             wanted["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
@@ -171,6 +172,8 @@ def _prepare_environment(model: str, options: Mapping[str, Any], on_cpu: bool) -
 
 def _start(arguments: Any, *, fork: bool) -> Any:
     """Start the engine. Forking spares the child the imports: half of the start-up on a CPU."""
+    failure = Path(_scratch().name, "failure")
+    failure.unlink(missing_ok=True)
     try:
         with _no_collection():
             from vllm.v1.engine.async_llm import AsyncLLM
@@ -181,9 +184,11 @@ def _start(arguments: Any, *, fork: bool) -> Any:
             # vLLM chose "spawn" for CPUs while it made the configuration. What makes forking
             # unsafe elsewhere is threads that run torch code in the parent: there are none here.
             os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
-        llm = AsyncLLM.from_vllm_config(config, disable_log_stats=arguments.disable_log_stats)
-    except (ValueError, RuntimeError, OSError) as error:
-        raise ServerError(f"vLLM could not load {arguments.model}: {first_line(error)}") from error
+        with _engine_processes_report_to(failure):
+            llm = AsyncLLM.from_vllm_config(config, disable_log_stats=arguments.disable_log_stats)
+    except Exception as error:
+        why = failure.read_text(encoding="utf-8") if failure.exists() else explain(error)
+        raise ServerError(f"vLLM could not load {arguments.model}: {why}") from error
     receive_directly(llm.engine_core.resources.output_socket)
     return llm
 
@@ -203,27 +208,33 @@ def _no_collection() -> Iterator[None]:
 
 
 @contextmanager
-def _spawning() -> Iterator[None]:
-    """Engine processes start afresh, and still as ours: vLLM has no hook for what runs in them."""
+def _engine_processes_report_to(failure: Path) -> Iterator[None]:
+    """Engine processes, forked or not, begin as ours: vLLM has no hook for what runs in them."""
     from vllm.v1.engine.core import EngineCoreProc
 
-    process = EngineCoreProc.run_engine_core
-    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
-    EngineCoreProc.run_engine_core = staticmethod(_run_spawned)
+    process = _engine_process()
+    EngineCoreProc.run_engine_core = staticmethod(partial(_run_engine, failure))
     try:
         yield
     finally:
         EngineCoreProc.run_engine_core = staticmethod(process)
 
 
-def _run_spawned(*args: Any, **kwargs: Any) -> None:
-    """The whole of a spawned engine process; here vLLM is as it was installed."""
+@cache
+def _engine_process() -> Any:
+    """What vLLM runs in an engine process; a forked one has this from before it was changed."""
+    from vllm.v1.engine.core import EngineCoreProc
+
+    return EngineCoreProc.run_engine_core
+
+
+def _run_engine(failure: Path, /, *args: Any, **kwargs: Any) -> None:
+    """The whole of an engine process; where it was not forked, vLLM is as it was installed."""
     _become_engine_process()
     if is_cpu_build():
         _grant_amx()
-    from vllm.v1.engine.core import EngineCoreProc
-
-    EngineCoreProc.run_engine_core(*args, **kwargs)
+    report_to(failure)
+    _engine_process()(*args, **kwargs)
 
 
 def _grant_amx() -> None:
@@ -265,14 +276,3 @@ def _config_dtype(model: str) -> str | None:
         return None
     config = json.loads(file.read_text(encoding="utf-8"))
     return config.get("dtype") or config.get("torch_dtype")
-
-
-def first_line(error: BaseException) -> str:
-    """What an error of vLLM's says, in one sentence; of several mistakes the first."""
-    if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        reason = first["msg"].removeprefix("Value error, ")
-        setting = ".".join(map(str, first["loc"]))
-        return f"--engine.{setting} {first['input']!r}: {reason}" if setting else reason
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:3]) if lines else type(error).__name__
