@@ -110,6 +110,7 @@ def main() -> int:
 def compare(args: argparse.Namespace) -> int:
     """Ours and vLLM's, in turns."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and both servers stop
+    os.environ.pop("THINKGATE_ENGINE", None)  # vLLM's own server does not read it
     os.environ.update(ENVIRONMENT if has_cuda() else ENVIRONMENT | ENVIRONMENT_ON_CPU)
     settings = ENGINE | (ON_CUDA if has_cuda() else {})
     cells: list[dict[str, Any]] = []

@@ -430,6 +430,19 @@ def test_options_win_over_words_and_words_over_the_file(tmp_path: Path) -> None:
         options("a", "b")
 
 
+def test_the_environment_sets_engines_that_nothing_else_sets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "serve.yaml"
+    file.write_text("target: a\nengine: {seed: 1}\n")
+    monkeypatch.setenv("THINKGATE_ENGINE", "gpu_memory_utilization=0.4 seed=9 dtype=half")
+    found = options("--config", str(file), "--engine.dtype", "float16").engine
+    assert found == {"gpu_memory_utilization": 0.4, "seed": 1, "dtype": "float16"}
+    monkeypatch.setenv("THINKGATE_ENGINE", "seed")
+    with pytest.raises(ConfigError, match="THINKGATE_ENGINE: override 'seed': write it as key=va"):
+        options("a")
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org"])
 def test_no_open_door_by_mistake(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("THINKGATE_API_KEY", raising=False)

@@ -1,11 +1,13 @@
 """What an operator may choose: the keys of `serve.yaml`, and of the command line with dashes.
 
-Owns defaults and merging: file, then `key=value` words, then options. It starts nothing.
+Owns defaults and merging: environment, file, `key=value` words, options. It starts nothing.
 """
 
 import argparse
 import ipaddress
+import os
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,6 +26,7 @@ from thinkgate_serve.vllm_tools import VLLMToolParser
 
 __all__ = ["ServeConfig", "load_options"]
 
+ENV_ENGINE = "THINKGATE_ENGINE"
 ORIGIN = re.compile(r"\*|https?://[^/\s]+")
 OVERRIDE = re.compile(r"[a-z_]+(\.[a-z_0-9]+)*=")
 
@@ -119,7 +122,7 @@ class ServeConfig(Config):
 
 
 def load_options(args: argparse.Namespace) -> ServeConfig:
-    """The file, the `key=value` words and the options given, the later before the earlier."""
+    """Environment, file, `key=value` words and options given, the later before the earlier."""
     given: dict[str, Any] = dict(vars(args))
     words: list[str] = given.pop("words")
     engine: Mapping[str, Any] = given.pop("engine", {})
@@ -131,11 +134,19 @@ def load_options(args: argparse.Namespace) -> ServeConfig:
     data |= given
     if "lora" in given:
         data["lora"] = _by_name(given["lora"])
-    if engine:
-        data["engine"] = {**(data.get("engine") or {}), **engine}
+    if engine := {**_engine_of_environment(), **(data.get("engine") or {}), **engine}:
+        data["engine"] = engine
     if "target" not in data:
         raise ConfigError("what to serve? give a TARGET, or 'target:' in --config FILE")
     return parse(ServeConfig, data, file or "thinkgate serve")
+
+
+def _engine_of_environment() -> dict[str, Any]:
+    """For the servers that `eval`, `gate` and `quickstart` start as well."""
+    try:
+        return apply_overrides({}, shlex.split(os.environ.get(ENV_ENGINE, "")))
+    except (ConfigError, ValueError) as error:
+        raise ConfigError(f"{ENV_ENGINE}: {error}") from error
 
 
 def _by_name(pairs: Sequence[str]) -> dict[str, str]:
