@@ -16,6 +16,16 @@ HOST = ("torch", "transformers", "peft", "accelerate")
 """What the host has, with all that these need."""
 OURS = ("trl", "datasets", "math-verify", "pydantic", "rich", "jinja2", "pyyaml", "regex")
 """What training imports beside that."""
+SERVING = (
+    "fastapi",
+    "uvicorn",
+    "openai",
+    "aiosqlite",
+    "prometheus-client",
+    "model-signing",
+    "pyopenssl",
+)
+"""What serving, asking and signing import beside vLLM, which has its own needs."""
 
 
 def needed(*names: str) -> set[str]:
@@ -42,6 +52,21 @@ def test_every_package_that_the_host_lacks_is_packed() -> None:
     packed = {canonicalize_name(name) for name in listed[1].split()}
     # fsspec's [http] is for remote files; `datasets` imports it when it opens one.
     assert needed(*OURS) - needed(*HOST) - needed("aiohttp") <= packed
+
+
+def test_what_serving_leaves_out_is_nothing_it_needs() -> None:
+    text = (GPU / "pack.sh").read_text()
+    left_out = dict(re.findall(r"local (spared|lm_eval)='([^']*)'", text))
+    pins = (GPU.parent.parent / "requirements" / "cuda.txt").read_text()
+    names = re.findall(r"^([\w.-]+)==", pins, re.MULTILINE)
+    skipped = {
+        canonicalize_name(name)
+        for pattern in left_out.values()
+        for name in names
+        if re.fullmatch(pattern, name)
+    }
+    assert {"flashinfer-python", "lm-eval"} <= skipped
+    assert not skipped & needed(*OURS, *SERVING)
 
 
 @pytest.mark.slow
