@@ -56,12 +56,14 @@ def find(base: Card, registry: Registry, target: Path | str, allow: bool = False
 def test_the_adapter_of_a_gated_checkpoint_is_its_own_model(
     base: Card, registry: Registry, trained: Path
 ) -> None:
+    (trained / META / "report.html").write_text("why")
     decision = record_decision(trained)
     registry.promote("staging", trained)
     for target in (trained, "staging"):
         card = find(base, registry, target)
         assert (card.name, card.decision, card.digest) == ("math", decision, decision.candidate)
-        assert Path(card.source) == trained / META / ADAPTER
+        assert (Path(card.source), card.adapter) == (trained, trained / META / ADAPTER)
+        assert card.report == trained / META / "report.html"
     assert lora_options([card]) == {"enable_lora": True, "max_lora_rank": 16, "max_loras": 2}
     assert lora_options([]) == {}
 
@@ -131,7 +133,9 @@ def test_names_and_ranks_that_cannot_be(tmp_path: Path, base: Card, registry: Re
 
 def test_clients_choose_by_name_and_see_who_answered() -> None:
     engine = FakeEngine(characters("<think>as base</think>ok"))
-    adapter = Card(name="math", source="folder", digest="cd" * 32, decision=None)
+    adapter = Card(
+        name="math", source="folder", digest="cd" * 32, decision=None, adapter=Path("folder")
+    )
     deployment = Deployment(engine, CARD, [adapter])
     listed = ask(deployment, "/v1/models", method="GET").json()["data"]
     assert [(model["id"], model["digest"]) for model in listed] == [

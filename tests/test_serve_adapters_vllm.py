@@ -1,23 +1,31 @@
 """A LoRA adapter on real vLLM: its name answers otherwise than its base, in the same batch."""
 
+import json
+import shutil
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
 import torch
 from conftest import LESSONS, learn
 from fake_checkpoint import make_checkpoint, record_decision
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from thinkgate.checkpoint import load_checkpoint
+from thinkgate.checkpoint import ADAPTER, META, load_checkpoint
 from thinkgate.errors import ServerError
+from thinkgate.registry import Registry
 from thinkgate_clients.local import local_server
+from thinkgate_serve.auth import add_key
 
 pytestmark = pytest.mark.slow
 
+WEIGHTS = "adapter_model.safetensors"
 SAYS = "<think>7+8=16</think>16"
 
 
@@ -69,6 +77,66 @@ def test_base_and_adapter_answer_side_by_side(gated_checkpoint: Path, trained: P
         for thread in threads:
             thread.join()
     assert said == {"tiny": {LESSONS["closed"]}, "sixteen": {SAYS}}
+
+
+def test_an_adapter_alias_moves_in_the_place_of_the_old_one_and_back(
+    gated_checkpoint: Path, trained: Path, tmp_path: Path
+) -> None:
+    """One deploy that loads no adapter and goes back, then one that loads another."""
+    tokenizer: Any = AutoTokenizer.from_pretrained(gated_checkpoint)
+    registry = Registry(tmp_path / "registry")
+    registry.promote("production", gated_checkpoint)
+    registry.promote("sixteen", trained)
+    key = add_key(tmp_path / "keys.yaml", "ops", admin=True)
+    extra = ["--lora", "sixteen=sixteen", "--deploy", "replace", "--no-watch"]
+    extra += ["--keys", str(tmp_path / "keys.yaml")]
+    with local_server("production", registry=registry.root, extra=extra) as server:
+        client = openai.OpenAI(base_url=server.base_url, api_key=key, max_retries=0)
+        admin = httpx.Client(
+            base_url=server.base_url.removesuffix("/v1"), headers={"authorization": f"Bearer {key}"}
+        )
+
+        def says(name: str) -> str:
+            reply: Any = client.chat.completions.create(
+                model=name, messages=[{"role": "user", "content": "closed"}], temperature=0
+            )
+            message = reply.choices[0].message
+            return f"<think>{message.reasoning_content}</think>{message.content}"
+
+        def deploy(adapter: Path) -> dict[str, Any]:
+            """`adapter` as what "sixteen" is now; how its deploy went."""
+            checkpoint = make_checkpoint(
+                tmp_path / f"of-{adapter.name}",
+                tokenizer=tokenizer,
+                config=f'{{"x": "{adapter.name}"}}',
+                adapter=adapter,
+                parent=load_checkpoint(gated_checkpoint).digest,
+            )
+            record_decision(checkpoint)
+            registry.promote("sixteen", checkpoint)
+            count = len(admin.get("/admin/deploy").json()["past"])
+            assert admin.post("/admin/deploy").status_code == 202
+            deadline = time.monotonic() + 120
+            while len(past := admin.get("/admin/deploy").json()["past"]) == count:
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            return past[0]
+
+        assert says("sixteen") == SAYS
+        broken = shutil.copytree(trained / META / ADAPTER, tmp_path / "broken")
+        config = json.loads((broken / "adapter_config.json").read_text())
+        (broken / "adapter_config.json").write_text(json.dumps(config | {"use_dora": True}))
+        attempt = deploy(broken)
+        assert attempt["outcome"] == "load_failed"
+        assert "vLLM cannot load the adapter" in attempt["why"]
+        assert (says("production"), says("sixteen")) == (LESSONS["closed"], SAYS)
+
+        silent = shutil.copytree(trained / META / ADAPTER, tmp_path / "silent")
+        weights = load_file(silent / WEIGHTS)
+        save_file({name: w * 0 for name, w in weights.items()}, silent / WEIGHTS)
+        attempt = deploy(silent)
+        assert (attempt["outcome"], attempt["placement"]) == ("deployed", "replace")
+        assert says("sixteen") == says("production") == LESSONS["closed"]
 
 
 def test_an_adapter_vllm_cannot_load_ends_the_start(

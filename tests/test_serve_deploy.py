@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,7 @@ class Bench:
         transport = httpx.ASGITransport(app=self.app)
         self.client = httpx.AsyncClient(transport=transport, base_url="http://test")
 
-    def find(self, target: str) -> tuple[Card, Sequence[Card]]:
+    def find(self, target: str, lora: Mapping[str, str]) -> tuple[Card, Sequence[Card]]:
         if target == OLD.source:
             return self.was, ()
         if self.refusal is not None:
@@ -316,6 +316,9 @@ def test_an_alias_that_moves_is_followed_once(
         assert (await bench.ended(3))["outcome"] == "refused"
         await asyncio.sleep(0.1)
         assert len((await bench.send("GET", "/admin/deploy")).json()["past"]) == 3
+        bench.refusal = None  # by hand it is tried again
+        assert (await bench.send("POST", "/admin/deploy")).status_code == 202
+        assert (await bench.ended(4))["outcome"] == "unchanged"
 
     run(tmp_path, test)
 

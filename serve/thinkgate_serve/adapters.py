@@ -35,7 +35,7 @@ def find_adapters(
         folder = Path(target)
         if allow_ungated and folder.is_dir() and not (folder / META).exists():
             digest = model_digest(folder)
-            card = Card(name=name, source=str(folder), digest=digest, decision=None)
+            card = Card(name=name, source=str(folder), digest=digest, decision=None, adapter=folder)
         else:
             card = find_target(target, registry=registry, allow_ungated=allow_ungated, name=name)
             card = _adapter_of(card, base)
@@ -82,7 +82,7 @@ def _adapter_of(card: Card, base: Card) -> Card:
             f"--lora {card.name}: {card.source} was gated with another chat template than the "
             f"base's, {base.source}"
         )
-    return replace(card, source=str(folder))
+    return replace(card, adapter=folder)
 
 
 def _is_base_of(manifest: Manifest, base: Card) -> bool:
@@ -101,7 +101,8 @@ def _template(manifest: Manifest) -> str:
 
 
 def _read_config(card: Card) -> dict[str, Any]:
-    file = Path(card.source, CONFIG)
+    assert card.adapter is not None
+    file = card.adapter / CONFIG
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
         if config["peft_type"] == "LORA" and isinstance(config["r"], int):
@@ -109,4 +110,4 @@ def _read_config(card: Card) -> dict[str, Any]:
         problem = f"a {config['peft_type']} adapter, not LoRA"
     except (OSError, ValueError, KeyError, TypeError):
         problem = f"no readable {CONFIG}"
-    raise CheckpointError(f"--lora {card.name}: {card.source}: {problem}")
+    raise CheckpointError(f"--lora {card.name}: {card.adapter}: {problem}")

@@ -29,7 +29,7 @@ class Card:
 
     name: str
     source: str
-    """The folder or Hub id to load."""
+    """The folder or Hub id to load, or the folder an adapter is from."""
     digest: str | None
     """Of the model files; None for a Hub id, whose files are not here yet."""
     decision: Decision | None
@@ -39,6 +39,8 @@ class Card:
     """Sampling defaults the model was gated with; the model's own come after these."""
     manifest: Manifest | None = None
     """None for what thinkgate did not train."""
+    adapter: Path | None = None
+    """The LoRA weights in `source`, of a model that is served as its base and these."""
 
     @property
     def gate(self) -> str:

@@ -13,7 +13,7 @@ Exit codes: 0 stopped, 2 a mistake to fix, 70 the engine died.
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -152,7 +152,7 @@ def run(args: argparse.Namespace) -> int:
     chosen = load_options(args)
     settings = chosen.settings()
     source = _source(chosen)
-    card, adapters = source.find(chosen.target)
+    card, adapters = source.find(chosen.target, source.lora)
     sock = bind(chosen.host, chosen.port)
     stopped = stop_while_loading()
     if chosen.stop_with_stdin:
@@ -192,11 +192,11 @@ def _source(chosen: ServeConfig) -> Source:
     # An alias or manifest names what is served at the start; clients keep that name.
     names = {"name": chosen.model_name}
 
-    def find(target: str) -> tuple[Card, list[Card]]:
+    def find(target: str, lora: Mapping[str, str]) -> tuple[Card, list[Card]]:
         allow = chosen.allow_ungated
         card = find_target(target, registry=registry, allow_ungated=allow, name=names["name"])
         names["name"] = card.name
-        return card, find_adapters(chosen.lora, card, registry=registry, allow_ungated=allow)
+        return card, find_adapters(lora, card, registry=registry, allow_ungated=allow)
 
     def version() -> object | None:
         try:
@@ -213,6 +213,7 @@ def _source(chosen: ServeConfig) -> Source:
         room_beside=lambda card: room_beside(card.source, options),
         version=version if watched else None,
         known=version() if watched else None,
+        lora=chosen.lora,
         placement=chosen.deploy,
         drain_seconds=chosen.deploy_drain,
     )

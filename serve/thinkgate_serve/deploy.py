@@ -13,7 +13,7 @@ import sys
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -78,8 +78,8 @@ class Source:
     """Where deployments come from: what stays the same from one deploy to the next."""
 
     target: str
-    find: Callable[[str], tuple[Card, Sequence[Card]]]
-    """The verified card of a target and those of its adapters; ThinkgateError."""
+    find: Callable[[str, Mapping[str, str]], tuple[Card, Sequence[Card]]]
+    """The verified card of a target and those of adapters by name; ThinkgateError."""
     load: Callable[[Card, Sequence[Card]], Deployment]
     room_beside: Callable[[Card], bool]
     """Whether the engine of this card fits beside the one that runs."""
@@ -87,6 +87,8 @@ class Source:
     """Changes when another checkpoint is to be served; None is not known now, or not watched."""
     known: object | None = None
     """The version before the first deployment was found."""
+    lora: Mapping[str, str] = field(default_factory=dict)
+    """The adapters served beside each target: folders, or aliases that may have moved."""
     placement: Placement = Placement.AUTO
     drain_seconds: float = 600
     """How long the old checkpoint's requests may go on after a switch."""
@@ -190,7 +192,7 @@ class Deployer:
     async def _try(self, attempt: Attempt) -> Outcome:
         source, service = self._source, self._service
         with attempt.at(Stage.VERIFY):
-            card, adapters = await asyncio.to_thread(source.find, attempt.target)
+            card, adapters = await asyncio.to_thread(source.find, attempt.target, source.lora)
         labels = card.labels()
         attempt.digest, attempt.decision = labels["digest"], labels["decision"]
         if service.deployment.labels == [each.labels() for each in (card, *adapters)]:
@@ -231,7 +233,9 @@ class Deployer:
 
     async def _again(self, old: Deployment) -> Deployment:
         """`old` loaded anew, if it still is what was verified: its files had time to change."""
-        card, adapters = await asyncio.to_thread(self._source.find, old.default.card.source)
+        was, *others = (model.card for model in old.models.values())
+        lora = {card.name: card.source for card in others}
+        card, adapters = await asyncio.to_thread(self._source.find, was.source, lora)
         if old.labels != [each.labels() for each in (card, *adapters)]:
             raise CheckpointError(f"{card.source} is no longer what was served; start again")
         return await self._in_thread(self._source.load, card, adapters)

@@ -178,7 +178,7 @@ class Deployment:
         self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="tokenize")
         self.models = {card.name: Model(engine, card, self._tokenizing)}
         for adapter in adapters:
-            adapted = engine.adapted(adapter.name, adapter.source)
+            adapted = engine.adapted(adapter.name, str(adapter.adapter))
             self.models[adapter.name] = Model(adapted, adapter, self._tokenizing)
 
     @classmethod
