@@ -7,13 +7,13 @@ modules are imported, inside functions. How its process starts is `launch.py`'s.
 
 import copy
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, NamedTuple, Protocol
 
 from thinkgate.errors import ServerError
 from thinkgate_serve.launch import is_cpu_build, launch, require_vllm
+from thinkgate_serve.outlet import Outlet
 from thinkgate_serve.schemas import rule_not_kept
 from thinkgate_serve.start_failures import first_line
 
@@ -243,16 +243,19 @@ class VLLMEngine:
             if _is_clients_fault(error):
                 raise RequestRefused(str(error)) from error
             raise
-        outputs = self._llm.generate(
-            self._prompt(prompt_ids), params, request_id, lora_request=self._lora
-        )
         try:
-            async with aclosing(outputs):
-                async for output in outputs:
-                    part = output.outputs[0]
-                    logprobs = _logprobs(part, sampling.logprobs)
-                    finish = part.finish_reason and _finish(part.finish_reason, sampling)
-                    yield Delta(part.text, part.token_ids, finish, logprobs)
+            prompt = self._prompt(prompt_ids)
+            queue = await self._llm.add_request(request_id, prompt, params, lora_request=self._lora)
+            outlet = Outlet(self._llm, queue)
+            try:
+                finish: Finish | None = None
+                while finish is None:
+                    text, token_ids, reason, logprobs = await outlet.next()
+                    finish = None if reason is None else _finish(reason, sampling)
+                    top = _logprobs(token_ids, logprobs, sampling.logprobs) if logprobs else ()
+                    yield Delta(text, token_ids, finish, top)
+            finally:
+                await outlet.close()
         except self._dead_error as error:
             raise EngineDead from error
         except Exception as error:
@@ -318,11 +321,11 @@ def _finish(reason: str, sampling: Sampling) -> Finish:
     raise RequestFailed(reason)
 
 
-def _logprobs(part: Any, top: int | None) -> Sequence[TokenLogprob]:
-    if top is None or not part.logprobs:
-        return ()
+def _logprobs(
+    token_ids: Sequence[int], given: Sequence[Any], top: int | None
+) -> Sequence[TokenLogprob]:
     found: list[TokenLogprob] = []
-    for token_id, ranked in zip(part.token_ids, part.logprobs, strict=True):
+    for token_id, ranked in zip(token_ids, given, strict=True):
         entries = {
             # What was ruled out has -inf, which JSON cannot say.
             key: TokenLogprob(key, value.decoded_token or "", max(value.logprob, -9999.0))

@@ -286,7 +286,7 @@ class Raw(Choice):
 
 async def _run(
     engine: Engine, plan: Plan, sampling: Sampling, choice: Choice, request_id: str
-) -> AsyncGenerator[Sequence[Piece], None]:
+) -> AsyncGenerator[tuple[Choice, Sequence[Piece]], None]:
     """Pieces of one choice, as they settle; the last time after `choice.finish` is known.
 
     A choice that asks for a continuation is generated in several runs of the engine, each with the
@@ -294,7 +294,7 @@ async def _run(
     """
     first = choice.begin()
     if first:
-        yield first
+        yield choice, first
     part, written, run = sampling, choice.continuation, 0
     while True:
         prompt = plan.prompt_ids if written is None else [*plan.prompt_ids, *written]
@@ -305,13 +305,13 @@ async def _run(
             async for delta in deltas:
                 pieces = choice.feed(delta)
                 if choice.stopped or (delta.finish is not None and choice.continuation is written):
-                    yield [*pieces, *choice.close()]
+                    yield choice, [*pieces, *choice.close()]
                     return
-                yield pieces
+                yield choice, pieces
                 if choice.continuation is not written:
                     break
         if choice.continuation is written:  # an engine that ends without a finish
-            yield choice.close()
+            yield choice, choice.close()
             return
         written, run = choice.continuation, run + 1
 
@@ -329,7 +329,7 @@ def _after(sampling: Sampling, written: int, constraint: Constraint | None) -> S
 Settled = tuple[Choice, Sequence[Piece], Finish | None]
 
 
-async def run_choices(
+def run_choices(
     engine: Engine, plan: Plan, choices: Sequence[Choice], request_id: str
 ) -> AsyncGenerator[tuple[Choice, Sequence[Piece]], None]:
     """Run all choices at once; pieces in the order they settle, choice by choice interleaved.
@@ -337,12 +337,13 @@ async def run_choices(
     Closing the generator aborts what still runs. One choice's failure ends them all.
     """
     if len(choices) == 1:
-        choice = choices[0]
-        run = _run(engine, plan, plan.sampling, choice, request_id)
-        async with aclosing(run):
-            async for pieces in run:
-                yield choice, pieces
-        return
+        return _run(engine, plan, plan.sampling, choices[0], request_id)
+    return _interleaved(engine, plan, choices, request_id)
+
+
+async def _interleaved(
+    engine: Engine, plan: Plan, choices: Sequence[Choice], request_id: str
+) -> AsyncGenerator[tuple[Choice, Sequence[Piece]], None]:
     queue: asyncio.Queue[Settled | Exception] = asyncio.Queue(QUEUE_LENGTH)
     tasks = [
         asyncio.create_task(_into(queue, engine, plan, choice, request_id)) for choice in choices
@@ -373,7 +374,7 @@ async def _into(
     run = _run(engine, plan, sampling, choice, f"{request_id}-{choice.index}")
     try:
         async with aclosing(run):
-            async for pieces in run:
+            async for _, pieces in run:
                 # It has not finished for a reader who has yet to take what is queued before this.
                 finish, choice.finish = choice.finish, None
                 await queue.put((choice, pieces, finish))

@@ -1,26 +1,17 @@
-"""Sending while watching the other end: server-sent events, and work that a disconnect cancels.
-
-Owns the transport of a response. It does not know what is in the events.
-"""
+"""Working while watching the other end: what a disconnect cancels, and what a time limit does."""
 
 import asyncio
-import json
-from collections.abc import AsyncGenerator, Coroutine, Mapping
-from contextlib import aclosing, suppress
+from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-from starlette.responses import Response
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Message, Receive
 
-from thinkgate_serve.failures import ApiError, error_body
+from thinkgate_serve.failures import ApiError
 from thinkgate_serve.logs import EXCHANGE, TIMEOUT
 
-__all__ = ["ClientGone", "EventStream", "until_disconnect"]
+__all__ = ["ClientGone", "until_disconnect"]
 
 T = TypeVar("T")
-
-LAST_WORD_SECONDS = 1
-"""How long a reader that has stopped reading is given to hear why its stream ends."""
 
 
 class ClientGone(Exception):
@@ -58,48 +49,3 @@ async def _disconnected(receive: Receive) -> None:
     message: Message = {"type": ""}
     while message["type"] != "http.disconnect":
         message = await receive()
-
-
-class EventStream(Response):
-    """A `text/event-stream` of ready-made events; closes its source whatever happens."""
-
-    media_type = "text/event-stream"
-
-    def __init__(
-        self, events: AsyncGenerator[bytes, None], headers: Mapping[str, str] | None = None
-    ) -> None:
-        # Proxies that buffer would turn the stream into one late lump.
-        super().__init__(
-            headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **(headers or {})}
-        )
-        del self.headers["content-length"]
-        self.events = events
-        self._begun = False
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await until_disconnect(receive, self._send(send))
-        except ClientGone:
-            return
-        except ApiError as error:
-            if not self._begun:
-                raise
-            body = json.dumps(error_body(error.status, error.message, error.param, error.code))
-            last = {"type": "http.response.body", "body": f"data: {body}\n\n".encode()}
-            with suppress(TimeoutError):
-                async with asyncio.timeout(LAST_WORD_SECONDS):
-                    await send(last)
-
-    async def _send(self, send: Send) -> None:
-        async with aclosing(self.events) as events:
-            await send(
-                {
-                    "type": "http.response.start",
-                    "status": self.status_code,
-                    "headers": self.raw_headers,
-                }
-            )
-            self._begun = True
-            async for event in events:
-                await send({"type": "http.response.body", "body": event, "more_body": True})
-            await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -5,19 +5,21 @@ from ready-made strings: at thousands of tokens a second, models of them would c
 tokens. What is in a chunk or a choice is its endpoint's business.
 """
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any, Protocol
 
 from fastapi import Request
 from starlette.responses import JSONResponse, Response
+from starlette.types import Message, Receive, Scope, Send
 
 from thinkgate_serve.engine import TokenLogprob
 from thinkgate_serve.failures import ApiError, error_body
 from thinkgate_serve.generation import Choice, Piece
 from thinkgate_serve.logs import EXCHANGE
-from thinkgate_serve.sse import ClientGone, EventStream, until_disconnect
+from thinkgate_serve.sse import ClientGone, until_disconnect
 
 __all__ = [
     "DONE",
@@ -37,6 +39,10 @@ DONE = b"data: [DONE]\n\n"
 
 SIGN_OF_LIFE = b": nothing to show yet\n\n"
 """A comment, which readers of event streams skip; proxies close connections that are silent."""
+
+
+LAST_WORD_SECONDS = 1
+"""How long a reader that has stopped reading is given to hear why its stream ends."""
 
 
 class Writer(Protocol):
@@ -100,7 +106,65 @@ async def respond(http: Request, events: Events, writer: Writer, stream: bool | 
         first = await until_disconnect(http.receive, anext(events))
     except ClientGone:
         return Response(status_code=499)
-    return EventStream(_stream(first, events, writer))
+    return EventStream(first, events, writer)
+
+
+class EventStream(Response):
+    """A `text/event-stream`; closes its source whatever happens.
+
+    One loop from the engine's tokens to the socket: it runs for every token.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self, first: tuple[Choice, Sequence[Piece]], events: Events, writer: Writer
+    ) -> None:
+        # Proxies that buffer would turn the stream into one late lump.
+        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
+        self._first, self._events, self._writer = first, events, writer
+        self._begun = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await until_disconnect(receive, self._send(send))
+        except ClientGone:
+            return
+        except ApiError as error:
+            if not self._begun:
+                raise
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LAST_WORD_SECONDS):
+                    await send(_body(self._writer.failed(error), more=False))
+
+    async def _send(self, send: Send) -> None:
+        writer = self._writer
+        async with aclosing(self._events) as events:
+            await send(
+                {
+                    "type": "http.response.start",
+                    "status": self.status_code,
+                    "headers": self.raw_headers,
+                }
+            )
+            self._begun = True
+            try:
+                await send(_body(writer.chunks(*self._first)))
+                async for choice, pieces in events:
+                    chunk = writer.chunks(choice, pieces)
+                    if chunk:
+                        await send(_body(chunk))
+                last = writer.last()
+            except ApiError as error:
+                if exchange := EXCHANGE.get():
+                    exchange.error = error.code or error.message
+                last = writer.failed(error)
+            await send(_body(last, more=False))
+
+
+def _body(part: bytes, more: bool = True) -> Message:
+    return {"type": "http.response.body", "body": part, "more_body": more}
 
 
 async def _collect(events: Events, writer: Writer) -> Response:
@@ -109,21 +173,3 @@ async def _collect(events: Events, writer: Writer) -> Response:
         async for choice, pieces in events:
             texts.setdefault(choice.index, []).extend(pieces)
     return JSONResponse(writer.body(texts))
-
-
-async def _stream(
-    first: tuple[Choice, Sequence[Piece]], events: Events, writer: Writer
-) -> AsyncGenerator[bytes, None]:
-    async with aclosing(events):
-        try:
-            yield writer.chunks(*first)
-            async for choice, pieces in events:
-                chunk = writer.chunks(choice, pieces)
-                if chunk:
-                    yield chunk
-        except ApiError as error:
-            if exchange := EXCHANGE.get():
-                exchange.error = error.code or error.message
-            yield writer.failed(error)
-            return
-    yield writer.last()
