@@ -258,9 +258,11 @@ async def stream(port: int, body: dict[str, Any]) -> Reply:
 
 
 def cpu_seconds(pid: int) -> float:
-    """User and system time of all threads of a process, without its children."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    """CPU time of all threads of a process, without its children, to the nanosecond.
+
+    The clock of another process: clock_getcpuclockid(3). /proc counts in hundredths of a second.
+    """
+    return time.clock_gettime(~pid << 3 | 2)
 
 
 def summary(streams: int, tokens: int, turns: list[dict[str, dict[str, float]]]) -> dict[str, Any]:

@@ -15,11 +15,11 @@ from fastapi import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
+from thinkgate_serve.disconnect import ClientGone, until_disconnect
 from thinkgate_serve.engine import TokenLogprob
 from thinkgate_serve.failures import ApiError, error_body
 from thinkgate_serve.generation import Choice, Piece
 from thinkgate_serve.logs import EXCHANGE
-from thinkgate_serve.sse import ClientGone, until_disconnect
 
 __all__ = [
     "DONE",
