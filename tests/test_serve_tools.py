@@ -2,7 +2,8 @@
 
 import json
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Any
 
 import httpx
@@ -12,10 +13,11 @@ from conftest import ADD
 from fake_engine import HELLO, CharTokenizer, FakeEngine, ask, characters, pieces
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from thinkgate_clients.local import LocalServer
-from thinkgate_serve.engine import Delta, Finish, Sampling
+from thinkgate_serve.engine import BoundCalls, Delta, Finish, Sampling
 from thinkgate_serve.messages import Tool
 from thinkgate_serve.service import Settings
 from thinkgate_serve.tools import CallArray, CallDelta, Said, gather
@@ -138,6 +140,148 @@ def test_no_parser_stumbles_over_what_a_model_writes(parser: str, text: str, siz
     begun = [one.index for one in said if isinstance(one, CallDelta) and one.name is not None]
     assert begun == list(range(len(begun)))
     gather(said)
+
+
+STRICT: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "add",
+        "parameters": {"properties": {"a": {"enum": [1, 2]}}, "required": ["a"],
+                       "additionalProperties": False},
+        "strict": True,
+    },
+}  # fmt: skip
+
+
+def grammar(format: Mapping[str, Any]) -> Any:
+    """A matcher of xgrammar's, which vLLM holds answers to."""
+    import xgrammar
+
+    tag = json.dumps({"type": "structural_tag", "format": format})
+    return xgrammar.GrammarMatcher(compiler().compile_structural_tag(tag))
+
+
+@cache
+def compiler() -> Any:
+    import xgrammar
+
+    characters = [*map(chr, range(32, 127)), "\n"]
+    vocabulary = xgrammar.TokenizerInfo([*characters, "<eos>"], stop_token_ids=[96])
+    return xgrammar.GrammarCompiler(vocabulary)
+
+
+def accepted(constraint: Any, text: str) -> bool:
+    assert isinstance(constraint, BoundCalls)
+    matcher = grammar(constraint.format)
+    return matcher.accept_string(text) and matcher.accept_token(96)
+
+
+@pytest.mark.parametrize("way", [whole, streamed])
+def test_calls_of_a_strict_function_are_bound_and_nothing_else_is(way: Any) -> None:
+    text = f"<think>{CALL}</think>So: {CALL}"
+    engine = FakeEngine(lambda _, sampling: characters(CALL if len(engine.requests) > 1 else text))
+    way(engine, tools=[STRICT, SAY])
+    thought, answer = (sampling.constraint for _, sampling in engine.requests)
+    fits, other = CALL.replace("7", "1").replace(', "b": 8', ""), CALL.replace("add", "say")
+    for constraint in (thought, answer):
+        assert accepted(constraint, f"So: {fits} and {other}{fits}")
+        assert accepted(constraint, "<tool_c")
+        assert not accepted(constraint, f"So: {CALL}")
+        assert not accepted(constraint, f"{fits}{CALL}")
+    assert accepted(thought, f" \n<think>{CALL}</think>") and accepted(thought, "<think>")
+    assert not accepted(answer, f"<think>{CALL}")
+
+
+def test_an_answer_without_a_thought_is_bound_from_its_first_token() -> None:
+    """Begun anew it could as well begin with a thought, which nothing would then watch."""
+    engine = FakeEngine(characters("no thought"))
+    choice = whole(engine, tools=[STRICT], thinking_budget=5)
+    assert choice["message"]["content"] == "no thought"
+    assert len(engine.requests) == 1
+
+
+def test_a_prefilled_thought_is_not_bound() -> None:
+    engine = FakeEngine(characters("hm</think>no"))
+    engine.tokenizer.prefill = True
+    whole(engine, tools=[STRICT])
+    assert engine.requests[0][1].constraint is None
+    assert not accepted(engine.requests[1][1].constraint, CALL)
+
+
+def test_strict_is_refused_where_it_cannot_be_kept_to() -> None:
+    other = Settings(tool_parser=VLLMToolParser("granite"))
+    refused = ask(FakeEngine(()), messages=HELLO, tools=[STRICT], settings=other)
+    assert refused.status_code == 400 and refused.json()["error"]["param"] == "tools"
+    assert "'add' is strict" in refused.json()["error"]["message"]
+    engine = FakeEngine(characters("x"))
+    engine.tokenizer = Ascii()
+    assert ask(engine, messages=HELLO, tools=[ADD], settings=other).status_code == 200
+
+    function = STRICT["function"] | {"parameters": {"refuse": True}}
+    beyond = ask(
+        FakeEngine(()), messages=HELLO, tools=[STRICT | {"function": function}], settings=HERMES
+    )
+    assert beyond.status_code == 400 and beyond.json()["error"]["param"] == "tools"
+    assert "the schema of 'add' cannot be used" in beyond.json()["error"]["message"]
+
+
+KIMI = [
+    "<|tool_calls_section_begin|>", "<|tool_call_begin|>", "<|tool_call_argument_begin|>",
+    "<|tool_call_end|>", "<|tool_calls_section_end|>",
+]  # fmt: skip
+SPELLINGS = [
+    "<tool_call>", "</tool_call>", "\n", " ", "{", "}", '"', ":", ",", "x", "add", "say",
+    '{"name": "add"', ', "arguments": ', '{"a": 1}', '{"a": 7}', '{"a"', "7", "1",
+    '{"arguments": {"a": 7}, "name": "add"}', '{"name":"add","arguments":{"a":7}}',
+    "functions.add:0", "functions.say:1", "add:0", "<function=add>",
+]  # fmt: skip
+
+
+class Marked(CharTokenizer):
+    """Some markers are one token, as in the models they are of."""
+
+    def get_vocab(self) -> dict[str, int]:
+        markers = {marker: 128 + at for at, marker in enumerate(KIMI)}
+        return {chr(token): token for token in range(128)} | markers
+
+
+@pytest.mark.parametrize(
+    ("parser", "markers"), [("hermes", ["<tool_call>", "</tool_call>"]), ("kimi_k2", KIMI)]
+)
+@settings(derandomize=True, max_examples=200, deadline=None)
+@given(st.data())
+def test_what_a_parser_reads_of_a_bound_text_fits(
+    parser: str, markers: list[str], data: st.DataObject
+) -> None:
+    """Whatever spelling it takes for a call, also where the grammar sees free text."""
+    tools = [Tool.model_validate(tool) for tool in (STRICT, SAY)]
+    make = VLLMToolParser(parser)
+    format = make.bound(tools)
+    assert format is not None
+    matcher = grammar(format)
+    bits = data.draw(st.lists(st.sampled_from([*SPELLINGS, *markers * 4]), max_size=60))
+    written = [bit for bit in bits if matcher.accept_string(bit)]
+    for _ in range(20):  # to an end
+        if matcher.accept_token(96):
+            break
+        rest = matcher.find_jump_forward_string()
+        ways = [rest] if rest else [*markers, *SPELLINGS]
+        written.append(next(bit for bit in ways if matcher.accept_string(bit)))
+    else:
+        return
+    fits = Draft202012Validator(STRICT["function"]["parameters"])
+    vocabulary = Marked().get_vocab()
+    reader = make.reader(tools, Marked())
+    said = [
+        one
+        for bit in written
+        for token in ([bit] if bit in vocabulary else bit)
+        for one in reader.feed(token, [vocabulary[token]])
+    ]
+    ways = (make.reader(tools, Marked()).whole("".join(written)), [*said, *reader.close()])
+    for calls in (gather(way)[1] for way in ways):
+        for call in calls:
+            assert call.name != "add" or fits.is_valid(json.loads(call.arguments))
 
 
 def test_a_thought_cut_short_calls_nothing() -> None:
@@ -310,23 +454,26 @@ def test_a_model_that_calls_gets_the_result(served: LocalServer) -> None:
     assert reply.choices[0].message.content == "It is 15."
 
 
+def without_spaces(served: LocalServer) -> dict[str, int]:
+    """JSON allows any number of them, and a tiny model knows no end."""
+    url = f"{served.base_url.removesuffix('/v1')}/tokenize"
+    tokens = httpx.post(url, json={"prompt": " \n\t\r"}).json()["tokens"]
+    return {str(token): -100 for token in tokens}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_forced_call_fits_its_schema(served: LocalServer, stream: bool) -> None:
     one_or_two = {"enum": [1, 2]}
     parameters = {"type": "object", "properties": {"a": one_or_two}, "required": ["a"],
                   "additionalProperties": False}  # fmt: skip
-    spaces = httpx.post(
-        f"{served.base_url.removesuffix('/v1')}/tokenize", json={"prompt": " \n\t\r"}
-    ).json()["tokens"]
     add: Any = {"type": "function", "function": {"name": "add", "parameters": parameters}}
     for choice in ("required", {"type": "function", "function": {"name": "add"}}):
         asked: Any = {
             "model": served.model, "messages": [{"role": "user", "content": "add"}],
             "tools": [add], "tool_choice": choice, "temperature": 0, "max_tokens": 300,
             "parallel_tool_calls": False,
-            # JSON allows any number of them, and a tiny model knows no end.
-            "logit_bias": {str(token): -100 for token in spaces},
+            "logit_bias": without_spaces(served),
         }  # fmt: skip
         if stream:
             with client(served).chat.completions.stream(**asked) as events:
@@ -337,3 +484,28 @@ def test_a_forced_call_fits_its_schema(served: LocalServer, stream: bool) -> Non
         assert call.function.name == "add"
         assert json.loads(call.function.arguments)["a"] in (1, 2)
         assert message.reasoning_content == "calling" and message.content is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_strict_call_of_its_own_accord_fits_its_schema(served: LocalServer, stream: bool) -> None:
+    """The model knows one call by heart, whose arguments do not fit."""
+    function = STRICT["function"]
+    for strict, fits in ((True, [1, 2]), (False, [7])):
+        asked: Any = {
+            "model": served.model, "messages": [{"role": "user", "content": "add"}],
+            "tools": [STRICT | {"function": function | {"strict": strict}}],
+            "temperature": 0, "max_tokens": 300,
+            "logit_bias": without_spaces(served) if strict else None,
+        }  # fmt: skip
+        if stream:
+            with client(served).chat.completions.stream(**asked) as events:
+                choice: Any = events.get_final_completion().choices[0]
+        else:
+            choice = client(served).chat.completions.create(**asked).choices[0]
+        assert choice.finish_reason == "tool_calls", choice
+        assert choice.message.reasoning_content == "calling" and choice.message.content is None
+        (call,) = choice.message.tool_calls
+        arguments = json.loads(call.function.arguments)
+        assert arguments["a"] in fits
+        assert strict == Draft202012Validator(function["parameters"]).is_valid(arguments)

@@ -5,10 +5,11 @@ does not know how the result is written.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
-from thinkgate_serve.engine import Constraint, RequestRefused
+from thinkgate_serve.engine import BoundCalls, Constraint, RequestRefused
 from thinkgate_serve.failures import ApiError
 from thinkgate_serve.generation import Plan, Thinking
 from thinkgate_serve.model import Model
@@ -35,7 +36,8 @@ async def prepare(model: Model, request: ChatRequest, parser: ToolParser | None)
     constraint = tools.constraint or _shape(request.response_format)
     shaped_by = "tools" if tools.constraint else "response_format"
     if constraint is not None:
-        await asyncio.to_thread(_check, model, constraint, shaped_by)
+        for whose, schema in _schemas(constraint):
+            await asyncio.to_thread(_check, model, schema, whose, shaped_by)
     kwargs = dict(request.chat_template_kwargs or {})
     if request.reasoning_effort == "none":
         kwargs.setdefault("enable_thinking", False)
@@ -52,11 +54,12 @@ async def prepare(model: Model, request: ChatRequest, parser: ToolParser | None)
         keep_ids=bool(request.stream and tools.shown),
     )
     readers = [tools.make_reader() for _ in range(request.consensus or request.n or 1)]
-    plan = replace(
-        plan,
-        thinking_budget=_budget(model, request, plan.sampling.max_tokens),
-        sampling=replace(plan.sampling, keep_special=readers[0].keeps_special),
-    )
+    sampling = replace(plan.sampling, keep_special=readers[0].keeps_special)
+    if isinstance(constraint, BoundCalls) and not prompt.prefilled:
+        # Free text that began unbound could not be told from a thought in time to begin anew.
+        sampling = replace(sampling, constraint=constraint.unless_begun_with(plan.tags.open))
+    budget = _budget(model, request, sampling.max_tokens)
+    plan = replace(plan, thinking_budget=budget, sampling=sampling)
     kind = Phased if plan.phased else Thinking
     decode = model.engine.tokenizer.decode
     choices = [kind(index, plan, decode) for index in range(len(readers))]
@@ -83,18 +86,23 @@ def _shape(wanted: ResponseFormat | None) -> Constraint | None:
     return Constraint(schema)
 
 
-def _check(model: Model, constraint: Constraint, param: str) -> None:
+def _schemas(constraint: Constraint | BoundCalls) -> list[tuple[str, Mapping[str, Any]]]:
+    """Those in it, each with words for whose it is."""
+    if isinstance(constraint, BoundCalls):
+        return [(f" of '{name}'", schema) for name, schema in constraint.arguments.items()]
+    return [("", constraint.schema)] if constraint.schema is not None else []
+
+
+def _check(model: Model, schema: Mapping[str, Any], whose: str, param: str) -> None:
     """ApiError 400 for a schema that is none, or that vLLM cannot keep to."""
     from jsonschema import Draft202012Validator
     from jsonschema.exceptions import SchemaError
 
-    if constraint.schema is None:
-        return
     try:
-        Draft202012Validator.check_schema(constraint.schema)
-        model.engine.check_constraint(constraint)
+        Draft202012Validator.check_schema(schema)
+        model.engine.check_constraint(Constraint(schema))
     except (SchemaError, RequestRefused, RecursionError) as error:
         reason = error.message if isinstance(error, SchemaError) else str(error)
         if isinstance(error, RecursionError):
             reason = "it is nested too deeply"
-        raise ApiError(400, f"the schema cannot be used: {reason}", param=param) from error
+        raise ApiError(400, f"the schema{whose} cannot be used: {reason}", param=param) from error

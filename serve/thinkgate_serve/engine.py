@@ -6,6 +6,7 @@ modules are imported, inside functions. How its process starts is `launch.py`'s.
 """
 
 import copy
+import json
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -18,6 +19,7 @@ from thinkgate_serve.schemas import rule_not_kept
 from thinkgate_serve.start_failures import first_line
 
 __all__ = [
+    "BoundCalls",
     "Constraint",
     "Delta",
     "Engine",
@@ -77,6 +79,26 @@ class Constraint:
     schema: Mapping[str, Any] | None
 
 
+@dataclass(frozen=True, slots=True)
+class BoundCalls:
+    """A text that is free but for the calls in it, whose arguments have a shape."""
+
+    format: Mapping[str, Any]
+    """Of such a text, as a format of xgrammar's structural tags."""
+    arguments: Mapping[str, Mapping[str, Any]]
+    """The JSON schemas in it, by function."""
+
+    def unless_begun_with(self, opening: str) -> "BoundCalls":
+        """The same, or any text at all that begins with `opening`."""
+        begun = [
+            {"type": "regex", "pattern": r"\s*"},
+            {"type": "const_string", "value": opening},
+            {"type": "any_text"},
+        ]
+        either = [{"type": "sequence", "elements": begun}, self.format]
+        return BoundCalls({"type": "or", "elements": either}, self.arguments)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
     """How to draw one completion. Stop strings are not here: they bind to the answer, ours."""
@@ -96,7 +118,7 @@ class Sampling:
     ignore_eos: bool = False
     logprobs: int | None = None
     """How many of the likeliest tokens to report beside each one drawn; None reports nothing."""
-    constraint: Constraint | None = None
+    constraint: Constraint | BoundCalls | None = None
     keep_special: bool = False
     """Keep special tokens in the text; the one that ends it is left out all the same."""
 
@@ -302,9 +324,12 @@ class VLLMEngine:
             output_kind=self._delta,
         )
 
-    def _shape(self, constraint: Constraint | None) -> Any:
+    def _shape(self, constraint: Constraint | BoundCalls | None) -> Any:
         if constraint is None:
             return None
+        if isinstance(constraint, BoundCalls):
+            tag = {"type": "structural_tag", "format": constraint.format}
+            return self._structured(structural_tag=json.dumps(tag))
         if constraint.schema is None:
             return self._structured(json_object=True)
         return self._structured(json=dict(constraint.schema))

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from thinkgate.format import THINK, Channel, SplitStatus, Tags, ThinkSplitter
 from thinkgate_serve.engine import (
+    BoundCalls,
     Constraint,
     Delta,
     Engine,
@@ -51,7 +52,7 @@ class Plan:
     """Tokens after which an open thought is closed by force."""
     closings: tuple[Closing, Closing] | None = None
     """How a thought is closed: as it is, and with line breaks around the tag."""
-    constraint: Constraint | None = None
+    constraint: Constraint | BoundCalls | None = None
     """The shape of the answer; the thought is free."""
     shaped_by: str = "response_format"
     """The request's field the shape comes from."""
@@ -316,7 +317,9 @@ async def _run(
         written, run = choice.continuation, run + 1
 
 
-def _after(sampling: Sampling, written: int, constraint: Constraint | None) -> Sampling:
+def _after(
+    sampling: Sampling, written: int, constraint: Constraint | BoundCalls | None
+) -> Sampling:
     """What is left of `sampling` for the answer when that many tokens stand already."""
     return replace(
         sampling,

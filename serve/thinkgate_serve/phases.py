@@ -74,8 +74,8 @@ class Phased(Thinking):
         if self._splitter.open and not ended:
             return fed
         self._watching = False  # it answers without a thought
-        if not shaped:
-            return fed
+        if not shaped or self._plan.sampling.constraint is not None:
+            return fed  # there is no shape, or the answer had it from the first token
         self._reset()
         self._continuation = []
         return ()

@@ -8,11 +8,11 @@ calls anything. How models write calls of their own accord is a `ToolParser`'s b
 import json
 import re
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from thinkgate_serve.engine import Constraint, Tokenizer
+from thinkgate_serve.engine import BoundCalls, Constraint, Tokenizer
 from thinkgate_serve.failures import ApiError
 from thinkgate_serve.messages import NamedTool, Tool
 from thinkgate_serve.protocol import ChatRequest
@@ -191,6 +191,13 @@ class ToolParser(Protocol):
         """A reader of one answer."""
         ...
 
+    def bound(self, tools: Sequence[Tool]) -> Mapping[str, Any] | None:
+        """xgrammar's format of answers in which calls of the strict `tools` fit their schemas.
+
+        None where no grammar knows all that the reader takes for a call.
+        """
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class ToolUse:
@@ -198,8 +205,8 @@ class ToolUse:
 
     shown: Sequence[Tool] = ()
     """Those the chat template is to show the model."""
-    constraint: Constraint | None = None
-    """The shape of an answer that must be a call."""
+    constraint: Constraint | BoundCalls | None = None
+    """The shape of an answer that must be a call, or of the calls of one that may be any text."""
     make_reader: Callable[[], Reader] = Verbatim
 
     @classmethod
@@ -235,7 +242,29 @@ class ToolUse:
             reader = parser.reader(tools, tokenizer)
             return OneCall(reader) if one else reader
 
-        return cls(tools, None, make_reader)
+        return cls(tools, _strictly(tools, parser), make_reader)
+
+
+def _strictly(tools: Sequence[Tool], parser: ToolParser) -> BoundCalls | None:
+    """What holds calls of strict functions to their schemas; ApiError 400 when nothing can."""
+    strict = {tool.function.name: _parameters(tool) for tool in tools if tool.function.strict}
+    if not strict:
+        return None
+    bound = parser.bound([_with_parameters(tool) for tool in tools])
+    if bound is None:
+        raise ApiError(
+            400,
+            f"'{min(strict)}' is strict, and this server's tool parser reads calls that no grammar "
+            "can hold to a schema; set tool_choice to 'required' or to a function, which holds "
+            "every call to its schema, or set strict to false",
+            param="tools",
+        )
+    return BoundCalls(bound, strict)
+
+
+def _with_parameters(tool: Tool) -> Tool:
+    function = tool.function.model_copy(update={"parameters": _parameters(tool)})
+    return tool.model_copy(update={"function": function})
 
 
 def _parameters(tool: Tool) -> dict[str, Any]:

@@ -5,7 +5,7 @@ for the request as vLLM's own server has it.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from thinkgate.config import nearest
@@ -15,6 +15,11 @@ from thinkgate_serve.messages import FunctionDefinition, Tool
 from thinkgate_serve.tools import CallDelta, Reader, Said
 
 __all__ = ["VLLMToolParser"]
+
+BINDABLE = frozenset({"hermes", "kimi_k2"})
+"""Parsers that find no call but where vLLM's grammar for them begins one, and hand on its arguments
+as they stand. Others read spellings that their grammar lets through (qwen3_coder's, llama's), come
+with another model's grammar (longcat's), or lose arguments of a stream (deepseek_v3's)."""
 
 PROBE = Tool(type="function", function=FunctionDefinition(name="probe"))
 
@@ -44,16 +49,33 @@ class VLLMToolParser:
 
     def reader(self, tools: Sequence[Tool], tokenizer: Tokenizer) -> Reader:
         """A reader of one answer."""
-        from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
         from vllm.tool_parsers import ToolParserManager
 
-        wanted = [tool.model_dump(exclude_none=True) for tool in tools]
-        request = ChatCompletionRequest.model_validate(
-            {"messages": [], "tools": wanted, "tool_choice": "auto"}
-        )
+        request = _request(tools)
         make: Any = ToolParserManager.get_tool_parser(self.name)
         parser = make(tokenizer, request.tools)
         return VLLMReader(parser, parser.adjust_request(request))
+
+    def bound(self, tools: Sequence[Tool]) -> Mapping[str, Any] | None:
+        from vllm.tool_parsers import ToolParserManager
+        from vllm.tool_parsers.structural_tag_registry import get_model_structural_tag
+
+        if self.name not in BINDABLE:
+            return None
+        family = ToolParserManager.get_tool_parser(self.name).structural_tag_model
+        assert family is not None
+        tag = get_model_structural_tag(family, _request(tools).tools, "auto", reasoning=False)
+        return None if tag is None else tag.format.model_dump(mode="json")
+
+
+def _request(tools: Sequence[Tool]) -> Any:
+    """As vLLM's own server has one."""
+    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+
+    wanted = [tool.model_dump(exclude_none=True) for tool in tools]
+    return ChatCompletionRequest.model_validate(
+        {"messages": [], "tools": wanted, "tool_choice": "auto"}
+    )
 
 
 class VLLMReader(Reader):
