@@ -1,12 +1,18 @@
 """What a schema asks is kept to or refused: against xgrammar itself, whose grammars vLLM uses."""
 
+import http.server
 import json
+import threading
 import time
 from enum import Enum
 from functools import cache
+from itertools import product
 from typing import Any, Literal
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
 from pydantic import BaseModel, Field
 
 from thinkgate_serve.schemas import rule_not_kept
@@ -55,6 +61,8 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "names": (OBJECT | {"propertyNames": {"pattern": "^a$", "type": "string"}}, {"b": 1}),
     "prefix": ({"type": "array", "prefixItems": [INTEGER]}, ["x"]),
     "several types": ({"type": ["integer", "null"], "minimum": 5}, 3),
+    "fits both": ({"oneOf": [INTEGER, {"type": "number"}]}, 1),
+    "fits both, deep": ({"type": "array", "items": {"oneOf": [A, OBJECT]}}, [{"a": 1}]),
 }
 
 
@@ -130,3 +138,130 @@ def test_a_long_list_takes_no_long_time() -> None:
 def test_the_place_is_named() -> None:
     schema = {"type": "array", "items": OBJECT | {"properties": {"a": {"minimum": 5}}}}
     assert rule_not_kept(schema) == "at '/items/properties/a' 'minimum' needs a 'type' beside it"
+
+
+def kind(kind: str, **more: Any) -> dict[str, Any]:
+    properties = {"kind": {"const": kind}, **more}
+    return {"type": "object", "properties": properties, "required": ["kind"]}
+
+
+def closed(name: str) -> dict[str, Any]:
+    return {"type": "object", "properties": {name: {}}, "required": [name],
+            "additionalProperties": False}  # fmt: skip
+
+
+EXCLUSIVE: dict[str, list[Any]] = {
+    "types": [INTEGER, {"type": ["string", "null"]}, A],
+    "values": [{"enum": [1, 2]}, {"const": 3}, {"type": "string"}, {"enum": [True]}],
+    "kinds": [kind("cat"), kind("dog", name={"type": "string"}), {"type": "null"}],
+    "kind that one requires": [
+        kind("cat"),
+        {k: v for k, v in kind("dog").items() if k != "required"},
+    ],
+    "references": [{"$ref": "#/$defs/a"}, {"$ref": "#/$defs/b~1c"}],
+    "choices": [{"anyOf": [kind("cat"), kind("dog")]}, {"oneOf": [kind("cow"), INTEGER]}],
+    "closed": [closed("a"), closed("b")],
+    "many": [kind(str(number)) for number in range(300)],
+    "long lists": [{"enum": [f"{name}{n}" for n in range(500)]} for name in "ab"],
+}
+OVERLAPPING: dict[str, list[Any]] = {
+    "same": [INTEGER, INTEGER],
+    "numbers": [{"type": "number"}, {"const": 1}],
+    "no kind needed": [{k: v for k, v in kind(n).items() if k != "required"} for n in "ab"],
+    "any of them": [kind("cat"), {}],
+    "always": [True, INTEGER],
+    "no type": [{"properties": {"k": {"const": n}}, "required": ["k"]} for n in "ab"],
+    "pattern": [
+        closed("a"),
+        OBJECT | {"patternProperties": {"^a": {}}, "additionalProperties": False},
+    ],
+    "ranges": [INTEGER | {"minimum": 5}, INTEGER | {"maximum": 4}],  # they do not, in fact
+    "circles": [{"$ref": "#/$defs/circle"}, {"$ref": "#/$defs/round"}],
+    "nowhere": [INTEGER, {"$ref": "#/$defs/nowhere"}],
+}
+CIRCLE = {"type": "object", "required": ["n"], "properties": {"n": {"$ref": "#/$defs/circle"}}}
+DEFS = {"a": kind("a"), "b/c": {"$ref": "#/$defs/b"}, "b": kind("b"), "circle": CIRCLE,
+        "round": CIRCLE}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", EXCLUSIVE)
+def test_schemas_that_exclude_each_other_may_stand_in_one_of(case: str) -> None:
+    schema = {"oneOf": EXCLUSIVE[case], "$defs": DEFS}
+    assert rule_not_kept(schema) is None
+    assert (
+        rule_not_kept({"type": "array", "items": {"oneOf": EXCLUSIVE[case]}, "$defs": DEFS}) is None
+    )
+
+
+@pytest.mark.parametrize("case", OVERLAPPING)
+def test_others_may_not_and_are_named(case: str) -> None:
+    schema = {"type": "array", "items": {"oneOf": OVERLAPPING[case]}, "$defs": DEFS}
+    problem = rule_not_kept(schema)
+    assert problem is not None and problem.startswith("at '/items' 'oneOf'")
+    assert "fit both '0' and '1'" in problem and "or write 'anyOf'" in problem
+
+
+LEAVES: list[Any] = [None, True, 1, 2, 1.5, "x", "y"]
+OBJECTS = [
+    {name: value for name, value in zip("ab", values, strict=True) if value != "absent"}
+    for values in product([*LEAVES, {}, "absent"], repeat=2)
+]
+NAMES = ["null", "boolean", "integer", "number", "string", "object"]
+leaves = (
+    st.sampled_from(LEAVES).map(lambda value: {"const": value})
+    | st.lists(st.sampled_from(LEAVES), min_size=1, max_size=3).map(lambda them: {"enum": them})
+    | st.sampled_from(NAMES).map(lambda name: {"type": name})
+    | st.lists(st.sampled_from(NAMES), min_size=1, unique=True).map(lambda them: {"type": them})
+    | st.just({"$ref": "#/$defs/one"})
+)
+
+
+@st.composite
+def objects(draw: st.DrawFn) -> dict[str, Any]:
+    properties = {name: draw(leaves) for name in "ab" if draw(st.booleans())}
+    required = [name for name in properties if draw(st.integers(0, 3))]
+    schema: dict[str, Any] = {"properties": properties, "required": required}
+    schema |= {"type": "object"} if draw(st.integers(0, 4)) else {}
+    return schema | draw(st.sampled_from([{}, {"additionalProperties": False}]))
+
+
+branches = st.recursive(
+    leaves | objects(),
+    lambda inner: st.tuples(
+        st.sampled_from(["anyOf", "oneOf"]), st.lists(inner, min_size=1, max_size=2)
+    ).map(lambda choice: {choice[0]: choice[1]}),
+    max_leaves=4,
+)
+
+
+@settings(derandomize=True, max_examples=200, deadline=None)
+@given(st.lists(branches, min_size=2, max_size=3), leaves | objects())
+def test_every_text_a_one_of_lets_through_is_valid(them: list[Any], one: Any) -> None:
+    """Under jsonschema, of all small values; whatever the schemas, if they are not refused."""
+    schema = {"oneOf": them, "$defs": {"one": one}}
+    if one.get("$ref") or rule_not_kept(schema) is not None:
+        return
+    valid = Draft202012Validator(schema).is_valid
+    for value in [*LEAVES, *OBJECTS]:
+        assert valid(value) or not accepts(schema, value), value
+
+
+def test_listed_values_may_stand_beside_references_and_nothing_is_fetched() -> None:
+    asked: list[str] = []
+
+    class Elsewhere(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_error(404)
+
+    def listed(reference: str, value: Any) -> dict[str, Any]:
+        inner = {"type": "object", "properties": {"a": {"$ref": reference}}, "enum": [{"a": value}]}
+        return {"oneOf": [inner, {"const": 1}], "$defs": {"a": INTEGER}}
+
+    assert rule_not_kept(listed("#/$defs/a", 1)) is None
+    assert rule_not_kept(listed("#/$defs/a", "x")) is not None
+    with http.server.HTTPServer(("127.0.0.1", 0), Elsewhere) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        assert rule_not_kept(listed(f"http://127.0.0.1:{server.server_port}/a", 1)) is not None
+        server.shutdown()
+    assert asked == []

@@ -4,7 +4,7 @@ import json
 import random
 from collections.abc import Iterable, Mapping
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import openai
@@ -15,6 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from pydantic import BaseModel
 
 from thinkgate_clients.local import LocalServer
 from thinkgate_serve.engine import BoundCalls, Delta, Finish, Sampling
@@ -113,9 +114,18 @@ BITS = [
 ]  # fmt: skip
 
 
+KIMI = [
+    "<|tool_calls_section_begin|>", "<|tool_call_begin|>", "<|tool_call_argument_begin|>",
+    "<|tool_call_end|>", "<|tool_calls_section_end|>",
+]  # fmt: skip
+
+
 class Ascii(CharTokenizer):
+    """Kimi's markers are one token, as in its models."""
+
     def get_vocab(self) -> dict[str, int]:
-        return {chr(token): token for token in range(128)}
+        markers = {marker: 128 + at for at, marker in enumerate(KIMI)}
+        return {chr(token): token for token in range(128)} | markers
 
 
 @pytest.mark.parametrize("parser", ["hermes", "granite"])
@@ -142,15 +152,11 @@ def test_no_parser_stumbles_over_what_a_model_writes(parser: str, text: str, siz
     gather(said)
 
 
-STRICT: dict[str, Any] = {
-    "type": "function",
-    "function": {
-        "name": "add",
-        "parameters": {"properties": {"a": {"enum": [1, 2]}}, "required": ["a"],
-                       "additionalProperties": False},
-        "strict": True,
-    },
-}  # fmt: skip
+class Add(BaseModel):
+    a: Literal[1, 2]
+
+
+STRICT: Any = openai.pydantic_function_tool(Add, name="add")
 
 
 def grammar(format: Mapping[str, Any]) -> Any:
@@ -217,32 +223,18 @@ def test_strict_is_refused_where_it_cannot_be_kept_to() -> None:
     engine.tokenizer = Ascii()
     assert ask(engine, messages=HELLO, tools=[ADD], settings=other).status_code == 200
 
-    function = STRICT["function"] | {"parameters": {"refuse": True}}
-    beyond = ask(
-        FakeEngine(()), messages=HELLO, tools=[STRICT | {"function": function}], settings=HERMES
-    )
+    bad = STRICT | {"function": STRICT["function"] | {"parameters": {"refuse": True}}}
+    beyond = ask(FakeEngine(()), messages=HELLO, tools=[bad], settings=HERMES)
     assert beyond.status_code == 400 and beyond.json()["error"]["param"] == "tools"
     assert "the schema of 'add' cannot be used" in beyond.json()["error"]["message"]
 
 
-KIMI = [
-    "<|tool_calls_section_begin|>", "<|tool_call_begin|>", "<|tool_call_argument_begin|>",
-    "<|tool_call_end|>", "<|tool_calls_section_end|>",
-]  # fmt: skip
 SPELLINGS = [
     "<tool_call>", "</tool_call>", "\n", " ", "{", "}", '"', ":", ",", "x", "add", "say",
     '{"name": "add"', ', "arguments": ', '{"a": 1}', '{"a": 7}', '{"a"', "7", "1",
     '{"arguments": {"a": 7}, "name": "add"}', '{"name":"add","arguments":{"a":7}}',
     "functions.add:0", "functions.say:1", "add:0", "<function=add>",
 ]  # fmt: skip
-
-
-class Marked(CharTokenizer):
-    """Some markers are one token, as in the models they are of."""
-
-    def get_vocab(self) -> dict[str, int]:
-        markers = {marker: 128 + at for at, marker in enumerate(KIMI)}
-        return {chr(token): token for token in range(128)} | markers
 
 
 @pytest.mark.parametrize(
@@ -256,9 +248,7 @@ def test_what_a_parser_reads_of_a_bound_text_fits(
     """Whatever spelling it takes for a call, also where the grammar sees free text."""
     tools = [Tool.model_validate(tool) for tool in (STRICT, SAY)]
     make = VLLMToolParser(parser)
-    format = make.bound(tools)
-    assert format is not None
-    matcher = grammar(format)
+    matcher = grammar(make.bound(tools) or {})
     bits = data.draw(st.lists(st.sampled_from([*SPELLINGS, *markers * 4]), max_size=60))
     written = [bit for bit in bits if matcher.accept_string(bit)]
     for _ in range(20):  # to an end
@@ -270,15 +260,15 @@ def test_what_a_parser_reads_of_a_bound_text_fits(
     else:
         return
     fits = Draft202012Validator(STRICT["function"]["parameters"])
-    vocabulary = Marked().get_vocab()
-    reader = make.reader(tools, Marked())
+    vocabulary = Ascii().get_vocab()
+    reader = make.reader(tools, Ascii())
     said = [
         one
         for bit in written
         for token in ([bit] if bit in vocabulary else bit)
         for one in reader.feed(token, [vocabulary[token]])
     ]
-    ways = (make.reader(tools, Marked()).whole("".join(written)), [*said, *reader.close()])
+    ways = (make.reader(tools, Ascii()).whole("".join(written)), [*said, *reader.close()])
     for calls in (gather(way)[1] for way in ways):
         for call in calls:
             assert call.name != "add" or fits.is_valid(json.loads(call.arguments))

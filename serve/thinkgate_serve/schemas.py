@@ -2,11 +2,14 @@
 
 Owns what vLLM's grammars (xgrammar 0.2) read over without a word: a rule that would silently not
 hold is named, so that the request can be refused. What they refuse themselves is not repeated
-here, and whether it is a schema at all was checked before. `oneOf` is held to as `anyOf`.
+here, and whether it is a schema at all was checked before. They take `oneOf` for `anyOf`, which it
+is where its schemas exclude each other.
 """
 
 from collections.abc import Iterator, Mapping
 from typing import Any
+
+from thinkgate_serve.exclusive import Exclusive
 
 __all__ = ["rule_not_kept"]
 
@@ -32,14 +35,18 @@ NESTED = ("items", "additionalProperties", "propertyNames", "contains", "unevalu
 LOOKAROUNDS = ("(?=", "(?!", "(?<")
 
 
-def rule_not_kept(schema: Any, path: str = "") -> str | None:
+def rule_not_kept(schema: Mapping[str, Any] | None) -> str | None:
     """The first rule an answer would not be held to, and where; None when it is held to all."""
+    return None if schema is None else _first_problem(schema, "", Exclusive(schema))
+
+
+def _first_problem(schema: Any, path: str, exclusive: Exclusive) -> str | None:
     if not isinstance(schema, Mapping):
         return None
-    problem = _problem(schema)
+    problem = _problem(schema) or _unfit_value(schema, exclusive) or _both_fit(schema, exclusive)
     if problem is not None:
         return f"at '{path or '/'}' {problem}"
-    found = (rule_not_kept(part, f"{path}/{name}") for name, part in _parts(schema))
+    found = (_first_problem(part, f"{path}/{name}", exclusive) for name, part in _parts(schema))
     return next((problem for problem in found if problem is not None), None)
 
 
@@ -62,23 +69,32 @@ def _problem(schema: Mapping[str, Any]) -> str | None:
         return f"'required' names '{min(missing)}', which 'properties' lacks"
     if any(mark in schema.get("pattern", "") for mark in LOOKAROUNDS):
         return "'pattern' looks around, which is not supported"
-    return _unfit_value(schema)
+    return None
+
+
+def _both_fit(schema: Mapping[str, Any], exclusive: Exclusive) -> str | None:
+    overlap = exclusive.overlap(schema.get("oneOf", []))
+    if overlap is None:
+        return None
+    one, other = overlap
+    return (
+        f"'oneOf' does not hold where an answer may fit both '{one}' and '{other}'; let each be an "
+        "'object' with a required property of another 'const', or write 'anyOf'"
+    )
 
 
 def _lists_values(schema: Mapping[str, Any]) -> bool:
     return "enum" in schema or "const" in schema
 
 
-def _unfit_value(schema: Mapping[str, Any]) -> str | None:
+def _unfit_value(schema: Mapping[str, Any], exclusive: Exclusive) -> str | None:
     """Of values that are listed all may be given, whatever rules stand beside the list."""
-    from jsonschema import Draft202012Validator
-
     if not _lists_values(schema):
         return None
     values = schema["enum"] if "enum" in schema else [schema["const"]]
     # Without the list itself, which would be searched for each of its values.
     rest = {key: schema[key] for key in RULES.intersection(schema) - {"enum", "const"}}
-    if all(map(Draft202012Validator(rest).is_valid, values)):
+    if all(exclusive.fits(value, rest) for value in values):
         return None
     return "a value that is listed does not fit the other rules"
 
