@@ -218,22 +218,27 @@ def test_snippets_that_ask_a_server_are_answered(
             asks = "127.0.0.1:8000" in text or "client." in text
             if not asks or language not in ("python", "js", "bash"):
                 continue
-            if language == "python":
-                exec(here(text), names)
-                said = capsys.readouterr().out
-            elif language == "js":
-                done: Any = node(
-                    ["--input-type=module", "-e", here(text)],
-                    return_completed_process=True,
-                    capture_output=True,
-                    text=True,
-                )
-                said = done.stdout + done.stderr
-            elif text.startswith("curl"):
-                said = subprocess.check_output(["bash", "-c", here(text)], text=True)
-            else:
+            if language == "bash" and not text.startswith("curl"):
                 continue
-            assert thought in said and answer in said, f"{document.name} {name}:\n{said}"
+            # Drawn at temperature 1, now and then a token of the lesson is another.
+            for _ in range(4):
+                if language == "python":
+                    exec(here(text), names)
+                    said = capsys.readouterr().out
+                elif language == "js":
+                    done: Any = node(
+                        ["--input-type=module", "-e", here(text)],
+                        return_completed_process=True,
+                        capture_output=True,
+                        text=True,
+                    )
+                    said = done.stdout + done.stderr
+                else:
+                    said = subprocess.check_output(["bash", "-c", here(text)], text=True)
+                if thought in said and answer in said:
+                    break
+            else:
+                raise AssertionError(f"{document.name} {name}:\n{said}")
             ran += 1
     assert ran >= 9
 
