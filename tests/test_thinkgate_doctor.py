@@ -3,6 +3,7 @@
 from importlib.metadata import PackageNotFoundError, version
 
 import pytest
+from rich.console import Console
 
 from thinkgate.cli import main
 
@@ -16,7 +17,7 @@ def test_the_fix_of_a_missing_package_names_its_extra(
         return version(name)
 
     monkeypatch.setattr("thinkgate.doctor.version", without_lm_eval)
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr("thinkgate.doctor.console", Console(width=200))
     assert main(["doctor"]) == 1
     line = next(line for line in capsys.readouterr().out.splitlines() if "lm-eval" in line)
     assert "missing" in line and "pip install 'thinkgate[evals]'" in line
