@@ -74,6 +74,8 @@ class ChatWriter:
         self._readers = conversation.readers
         self._prompt_tokens = len(conversation.plan.prompt_ids)
         self._keys = service.settings.reasoning_field.keys
+        # Joined by a thought: every key with it.
+        self._around_thought = [f'"{self._keys[0]}":', *(f',"{k}":' for k in self._keys[1:]), ""]
         self._show_reasoning = request.include_reasoning
         self._with_usage = request.include_usage
         self._with_logprobs = bool(request.logprobs)
@@ -188,8 +190,7 @@ class ChatWriter:
             out.append(self._thought(choice, ""))
 
     def _thought(self, choice: Choice, text: str) -> str:
-        quoted = dumps(text)
-        delta = ",".join(f'"{key}":{quoted}' for key in self._keys)
+        delta = dumps(text).join(self._around_thought)
         tokens = choice.take_reasoning_logprobs() if self._with_reasoning_logprobs else []
         return self._chunk(choice.index, delta, self._logprobs([], tokens) if tokens else "null")
 

@@ -322,6 +322,7 @@ class VLLMEngine:
             structured_outputs=self._shape(sampling.constraint),
             skip_special_tokens=self._skip_special and not sampling.keep_special,
             output_kind=self._delta,
+            skip_clone=True,  # nobody else holds it
         )
 
     def _shape(self, constraint: Constraint | BoundCalls | None) -> Any:

@@ -24,8 +24,8 @@ class _Inbox:
     def __init__(self, socket: Any) -> None:
         import zmq
 
-        self._nothing, self._at_once = zmq.Again, zmq.NOBLOCK
-        self._plain = zmq.Socket.shadow(socket.underlying)
+        self._events, self._any = zmq.EVENTS, zmq.POLLIN
+        self._plain: Any = zmq.Socket.shadow(socket.underlying)
         self._descriptor: int = self._plain.FD
         self._close = socket.close
         self._arrived = asyncio.Event()
@@ -39,10 +39,9 @@ class _Inbox:
             # The descriptor tells only that something came after the socket was found empty, so
             # it is waited for only then (zmq_getsockopt(3), ZMQ_FD).
             self._arrived.clear()
-            try:
-                return self._plain.recv_multipart(self._at_once, copy=copy)
-            except self._nothing:
-                await self._arrived.wait()
+            if self._plain.get(self._events) & self._any:
+                return self._plain.recv_multipart(copy=copy)
+            await self._arrived.wait()
 
     def close(self, linger: int | None = None) -> None:
         if self._loop is not None and not self._loop.is_closed():

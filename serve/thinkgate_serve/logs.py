@@ -14,6 +14,8 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, TextIO
 
+from starlette.types import Send
+
 from thinkgate.format import Channel
 from thinkgate_serve.engine import Sampling
 from thinkgate_serve.generation import Choice
@@ -65,6 +67,8 @@ class Exchange:
     """How its completions were drawn."""
     deadline: float | None = None
     """By the event loop's clock."""
+    send: Send | None = None
+    """The HTTP server's own, past layers that look only at how a response starts."""
 
     @property
     def tokens(self) -> int:

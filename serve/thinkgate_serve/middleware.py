@@ -59,6 +59,7 @@ class Envelope:
         exchange.status = CLIENT_GONE
         scope.setdefault("state", {})["request_id"] = exchange.request_id
         token = EXCHANGE.set(exchange)
+        exchange.send = send
         send = self._with_headers(exchange, send)
         if scope["method"] == "HEAD":  # what GET says, whose body the HTTP server leaves out
             scope = {**scope, "method": "GET"}

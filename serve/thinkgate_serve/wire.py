@@ -139,7 +139,7 @@ class EventStream(Response):
                     await send(_body(self._writer.failed(error), more=False))
 
     async def _send(self, send: Send) -> None:
-        writer = self._writer
+        writer, exchange = self._writer, EXCHANGE.get()
         async with aclosing(self._events) as events:
             await send(
                 {
@@ -149,6 +149,8 @@ class EventStream(Response):
                 }
             )
             self._begun = True
+            if exchange is not None and exchange.send is not None:
+                send = exchange.send
             try:
                 await send(_body(writer.chunks(*self._first)))
                 async for choice, pieces in events:
@@ -157,7 +159,7 @@ class EventStream(Response):
                         await send(_body(chunk))
                 last = writer.last()
             except ApiError as error:
-                if exchange := EXCHANGE.get():
+                if exchange is not None:
                     exchange.error = error.code or error.message
                 last = writer.failed(error)
             await send(_body(last, more=False))
