@@ -11,7 +11,7 @@ import httpx
 import pytest
 from fake_engine import CARD, HELLO, FakeEngine, ask, characters
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
-from test_serve_socket import client, eventually, running
+from serving import client, eventually, running
 
 from thinkgate_serve import consensus
 from thinkgate_serve.app import create_app

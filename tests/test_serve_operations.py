@@ -16,7 +16,7 @@ import httpx
 import openai
 import pytest
 from fake_engine import CARD, HELLO, FakeEngine, ask, characters
-from test_serve_socket import Running, client, eventually, running
+from serving import Running, client, eventually, running
 
 from thinkgate.cli import main
 from thinkgate.errors import ConfigError

@@ -15,7 +15,7 @@ from axe_playwright_python.sync_playwright import Axe
 from conftest import LESSONS
 from fake_engine import FakeEngine, characters
 from playwright.sync_api import Browser, Page, expect
-from test_serve_socket import Running, eventually, running
+from serving import Running, eventually, running
 
 from thinkgate.checkpoint import Decision, GateVerdict
 from thinkgate_clients.local import LocalServer

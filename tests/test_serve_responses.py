@@ -12,17 +12,15 @@ from conftest import ADD, LESSONS
 from fake_engine import CARD, HELLO, FakeEngine, ask, characters, pieces
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import BaseModel, TypeAdapter
+from serving import HERMES, client, without_spaces
 
 from thinkgate.format import SplitStatus, split
 from thinkgate_clients.local import LocalServer
 from thinkgate_serve.app import create_app
 from thinkgate_serve.engine import Delta, Finish, Sampling, TokenLogprob
 from thinkgate_serve.model import Deployment
-from thinkgate_serve.service import Settings
-from thinkgate_serve.vllm_tools import VLLMToolParser
 
 EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
-HERMES = Settings(tool_parser=VLLMToolParser("hermes"))
 CALL = '<tool_call>{"name": "add", "arguments": {"a": 7}}</tool_call>'
 TOOL = {"type": "function", **ADD["function"]}
 
@@ -376,10 +374,6 @@ def test_the_async_client_reads_it_all() -> None:
 # On real vLLM
 
 
-def client(server: LocalServer) -> openai.OpenAI:
-    return openai.OpenAI(base_url=server.base_url, api_key="none", max_retries=0)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("lesson", LESSONS)
 def test_real_responses_split_as_the_text_does(served: LocalServer, lesson: str) -> None:
@@ -428,14 +422,9 @@ class Pick(BaseModel):
 
 @pytest.mark.slow
 def test_a_real_answer_is_parsed_into_its_shape(served: LocalServer) -> None:
-    spaces = httpx.post(
-        f"{served.base_url.removesuffix('/v1')}/tokenize", json={"prompt": " \n\t\r"}
-    ).json()["tokens"]
-    # JSON allows any number of them, and a tiny model knows no end.
-    bias = {str(token): -100 for token in spaces}
     response = client(served).responses.parse(
         model=served.model, input="empty", temperature=0, text_format=Pick,
-        extra_body={"logit_bias": bias}, max_output_tokens=100,
+        extra_body={"logit_bias": without_spaces(served)}, max_output_tokens=100,
     )  # fmt: skip
     assert told(response)[0] == ("reasoning", "", "completed")
     assert response.output_parsed is not None

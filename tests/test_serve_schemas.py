@@ -5,11 +5,11 @@ import json
 import threading
 import time
 from enum import Enum
-from functools import cache
 from itertools import product
 from typing import Any, Literal
 
 import pytest
+from grammars import accepts, compiler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
@@ -64,23 +64,6 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "fits both": ({"oneOf": [INTEGER, {"type": "number"}]}, 1),
     "fits both, deep": ({"type": "array", "items": {"oneOf": [A, OBJECT]}}, [{"a": 1}]),
 }
-
-
-@cache
-def compiler() -> Any:
-    import xgrammar
-
-    characters = [chr(code) for code in range(32, 127)]
-    vocabulary = xgrammar.TokenizerInfo([*characters, "<eos>"], stop_token_ids=[95])
-    return xgrammar.GrammarCompiler(vocabulary)
-
-
-def accepts(schema: dict[str, Any], value: Any) -> bool:
-    import xgrammar
-
-    grammar = compiler().compile_json_schema(json.dumps(schema))
-    matcher = xgrammar.GrammarMatcher(grammar, terminate_without_stop_token=True)
-    return matcher.accept_string(json.dumps(value)) and matcher.is_terminated()
 
 
 @pytest.mark.parametrize("case", CASES)

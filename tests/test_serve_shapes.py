@@ -6,13 +6,11 @@ from typing import Any
 import pytest
 from conftest import ADD, ADD_CALL
 from fake_engine import HELLO, FakeEngine, ask, characters
+from serving import HERMES
 
 from thinkgate_serve import shapes
 from thinkgate_serve.engine import Delta, Finish, TokenLogprob
-from thinkgate_serve.service import Settings
-from thinkgate_serve.vllm_tools import VLLMToolParser
 
-HERMES = Settings(tool_parser=VLLMToolParser("hermes"))
 LIKELY = [
     Delta(char, [ord(char)], None, [TokenLogprob(1, char, -1.0, (TokenLogprob(1, char, -1.0),))])
     for char in "<think>a</think>42"

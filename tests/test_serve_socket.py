@@ -3,70 +3,14 @@
 import json
 import socket
 import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 
 import httpx
 import openai
 import pytest
-from fake_engine import CARD, HELLO, FakeEngine, characters
+from fake_engine import HELLO, FakeEngine, characters
+from serving import client, eventually, running
 
-from thinkgate_serve.app import create_app
-from thinkgate_serve.card import Card
-from thinkgate_serve.model import Deployment
-from thinkgate_serve.process import ENGINE_DIED, Server, bind, make_server, serve
-from thinkgate_serve.service import Settings
-
-
-@dataclass
-class Running:
-    url: str
-    engine: FakeEngine
-    exit_code: int | None = None
-    door: Server | None = None
-
-
-@contextmanager
-def running(
-    engine: FakeEngine,
-    settings: Settings | None = None,
-    drain_delay: int = 0,
-    card: Card = CARD,
-) -> Iterator[Running]:
-    """The server in a thread; it ends when its engine is dead."""
-    sock = bind("127.0.0.1", 0)
-    up = threading.Event()
-    server = Running(f"http://127.0.0.1:{sock.getsockname()[1]}/v1", engine)
-
-    def work() -> None:
-        app = create_app(Deployment(engine, card), settings)
-        listening = make_server(app, announce=up.set, drain_seconds=5, drain_delay=drain_delay)
-        server.door = listening
-        server.exit_code = serve(listening, sock)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    assert up.wait(10)
-    try:
-        yield server
-    finally:
-        engine.hang = False
-        engine.dead = True
-        thread.join(20)
-        assert not thread.is_alive()
-
-
-def client(server: Running, key: str = "none") -> openai.OpenAI:
-    return openai.OpenAI(base_url=server.url, api_key=key, max_retries=0)
-
-
-def eventually(condition: Callable[[], bool], seconds: float = 10) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return condition()
+from thinkgate_serve.process import ENGINE_DIED
 
 
 def test_the_openai_client_reads_reasoning_and_answer() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 from fake_engine import CARD, HELLO, FakeEngine, ask, characters
-from test_serve_socket import Running, client, eventually, running
+from serving import Running, client, eventually, running
 
 from thinkgate.errors import ConfigError
 from thinkgate_serve.auth import ApiKey, Keyring, digest

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import httpx
 import openai
 import pytest
 from conftest import LESSONS, TINY_CONTEXT
+from serving import client, eventually, root
 
 from thinkgate.checkpoint import load_checkpoint
 from thinkgate.format import SplitStatus, split
@@ -29,29 +29,14 @@ ENDLESS: dict[str, Any] = {"ignore_eos": True, "max_tokens": TINY_CONTEXT - 50}
 """A request that runs for seconds."""
 
 
-def client(server: LocalServer) -> openai.OpenAI:
-    return openai.OpenAI(base_url=server.base_url, api_key="none", max_retries=0)
-
-
 def asked(question: str) -> Any:
     return {"messages": [{"role": "user", "content": question}], "temperature": 0}
-
-
-def root(server: LocalServer) -> str:
-    return server.base_url.removesuffix("/v1")
 
 
 def running(server: LocalServer) -> float:
     text = httpx.get(f"{root(server)}/metrics").text
     (line,) = [x for x in text.splitlines() if x.startswith("thinkgate_running_requests ")]
     return float(line.split()[1])
-
-
-def eventually(condition: Callable[[], bool], seconds: float = 20) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return condition()
 
 
 def alive(pid: int) -> bool:
