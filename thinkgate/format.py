@@ -282,6 +282,8 @@ def split(text: str, prefilled: bool = False, tags: Tags = THINK) -> Split:
 
 def _tokens_through(tag: str, ids: list[int], decode: Callable[[list[int]], str]) -> int:
     """How many of `ids` it takes until `tag` is spelled out; all of them if it never is."""
+    if len(ids) <= 2 * _ID_WINDOW and tag not in decode(ids[:-1]):
+        return len(ids)  # as a rule: it closed with the latest token
     for end in range(_ID_WINDOW, len(ids) + _ID_WINDOW, _ID_WINDOW):
         # Overlapping windows keep this linear in a long text that is given at once.
         start = max(0, end - 2 * _ID_WINDOW)

@@ -53,7 +53,7 @@ async def chat_completion(service: Service, request: ChatRequest, http: Request)
         if exchange := EXCHANGE.get():
             exchange.report = writer.election.report
         events = writer.election.hold(events)
-    return await respond(http, events, writer, request.stream)
+    return respond(events, writer, request.stream)
 
 
 class ChatWriter:

@@ -38,7 +38,7 @@ async def completion(service: Service, request: CompletionRequest, http: Request
     request_id: str = http.state.request_id
     writer = CompletionWriter(model, request, groups, f"cmpl-{request_id}")
     events = _run_all(service, model, groups, writer.id, begun)
-    return await respond(http, events, writer, request.stream)
+    return respond(events, writer, request.stream)
 
 
 async def _plans(model: Model, request: CompletionRequest) -> list[Plan]:

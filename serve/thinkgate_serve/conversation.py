@@ -54,12 +54,15 @@ async def prepare(model: Model, request: ChatRequest, parser: ToolParser | None)
         keep_ids=bool(request.stream and tools.shown),
     )
     readers = [tools.make_reader() for _ in range(request.consensus or request.n or 1)]
-    sampling = replace(plan.sampling, keep_special=readers[0].keeps_special)
+    if readers[0].keeps_special:
+        plan = replace(plan, sampling=replace(plan.sampling, keep_special=True))
     if isinstance(constraint, BoundCalls) and not prompt.prefilled:
         # Free text that began unbound could not be told from a thought in time to begin anew.
-        sampling = replace(sampling, constraint=constraint.unless_begun_with(plan.tags.open))
-    budget = _budget(model, request, sampling.max_tokens)
-    plan = replace(plan, thinking_budget=budget, sampling=sampling)
+        bound = constraint.unless_begun_with(plan.tags.open)
+        plan = replace(plan, sampling=replace(plan.sampling, constraint=bound))
+    budget = _budget(model, request, plan.sampling.max_tokens)
+    if budget is not None:
+        plan = replace(plan, thinking_budget=budget)
     kind = Phased if plan.phased else Thinking
     decode = model.engine.tokenizer.decode
     choices = [kind(index, plan, decode) for index in range(len(readers))]

@@ -1,8 +1,8 @@
 """Working while watching the other end: what a disconnect cancels, and what a time limit does."""
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 
 from starlette.types import Message, Receive
 
@@ -11,38 +11,50 @@ from thinkgate_serve.logs import EXCHANGE, TIMEOUT
 
 __all__ = ["ClientGone", "until_disconnect"]
 
-T = TypeVar("T")
-
 
 class ClientGone(Exception):
     """The client closed the connection before the response was complete."""
 
 
-async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`; it is cancelled and ClientGone raised when the client disconnects, or
-    ApiError 504 when the request's time is over.
+@asynccontextmanager
+async def until_disconnect(receive: Receive) -> AsyncGenerator[None]:
+    """The block is cancelled and ClientGone raised when the client disconnects, or ApiError 504
+    when the request's time is over.
 
-    Call it only after the request's body has been read.
+    Enter it only after the request's body has been read.
     """
     exchange = EXCHANGE.get()
-    deadline = exchange.deadline if exchange else None
-    left = None if deadline is None else max(0, deadline - asyncio.get_running_loop().time())
-    task = asyncio.create_task(work)
+    task = asyncio.current_task()
+    assert task is not None
+    cancelling = task.cancelling()
+    gone = over = False
+
+    def leave(_: object) -> None:
+        nonlocal gone
+        if not over:
+            gone = True
+            task.cancel()
+
     watch = asyncio.create_task(_disconnected(receive))
+    watch.add_done_callback(leave)
+    limit = asyncio.timeout_at(exchange.deadline if exchange else None)
     try:
-        await asyncio.wait({task, watch}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        if watch.done():
-            raise ClientGone
+        async with limit:
+            yield
+    except asyncio.CancelledError:
+        if gone and task.uncancel() <= cancelling:
+            raise ClientGone from None
+        raise
+    except TimeoutError as error:
+        if not limit.expired():
+            raise
         if exchange is not None:
             exchange.error = TIMEOUT
         message = "the request took longer than this server allows; ask for fewer tokens"
-        raise ApiError(504, message, code=TIMEOUT)
+        raise ApiError(504, message, code=TIMEOUT) from error
     finally:
-        task.cancel()
+        over = True
         watch.cancel()
-        await asyncio.gather(task, watch, return_exceptions=True)
 
 
 async def _disconnected(receive: Receive) -> None:

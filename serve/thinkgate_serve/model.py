@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 from thinkgate_serve.card import Card
@@ -30,6 +30,10 @@ SAMPLING_FIELDS = {field.name for field in fields(Sampling)} - {
     "constraint",
     "keep_special",
 }
+
+
+SHORT = 2_000
+"""Characters of a conversation read in less time than a thread takes to be asked and to answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +81,8 @@ class Model:
         history: History = History.TEMPLATE,
     ) -> Prompt:
         """The prompt of a conversation, by the model's own chat template."""
+        if not tools and sum(len(message.text) for message in messages) <= SHORT:
+            return self._render(messages, template_kwargs, tools, history)
         return await self._off_loop(self._render, messages, template_kwargs, tools, history)
 
     async def encode(self, text: str, add_special_tokens: bool) -> list[int]:
@@ -117,7 +123,7 @@ class Model:
             )
         return Plan(
             prompt_ids=prompt.ids,
-            sampling=replace(self._sampling(request, limit or room), logprobs=logprobs),
+            sampling=self._sampling(request, limit or room, logprobs),
             closings=self.closings,
             stops=request.stops,
             prefilled=prompt.prefilled,
@@ -125,7 +131,7 @@ class Model:
             **more,
         )
 
-    def _sampling(self, request: Generate, max_tokens: int) -> Sampling:
+    def _sampling(self, request: Generate, max_tokens: int, logprobs: int | None) -> Sampling:
         chosen = self.sampling_defaults()
         for name in SAMPLING_FIELDS:
             value = getattr(request, name)
@@ -142,7 +148,7 @@ class Model:
                     f"logit_bias names token {max(bias)}, the vocabulary has {vocabulary}",
                     param="logit_bias",
                 )
-        return Sampling(max_tokens=max_tokens, logit_bias=bias, **chosen)
+        return Sampling(max_tokens=max_tokens, logit_bias=bias, logprobs=logprobs, **chosen)
 
     def _render(self, *args: Any) -> Prompt:
         text, prefilled = render(self.engine.tokenizer, self.card.tags, *args)
@@ -174,7 +180,7 @@ class Deployment:
     def __init__(self, engine: Engine, card: Card, adapters: Sequence[Card] = ()) -> None:
         self.engine = engine
         self.since = int(time.time())
-        # One thread: fast tokenizers fail when two threads change their settings at once.
+        # One thread, for long prompts; beside it the event loop uses the same tokenizer, as it may.
         self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="tokenize")
         self.models = {card.name: Model(engine, card, self._tokenizing)}
         for adapter in adapters:

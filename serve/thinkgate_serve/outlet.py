@@ -6,19 +6,13 @@ ids where they are ready. Knows nothing of what is done with them.
 """
 
 import asyncio
-from typing import Any, NamedTuple
+from typing import Any
 
 __all__ = ["Outlet", "Part"]
 
-
-class Part(NamedTuple):
-    """What came since the last one."""
-
-    text: str
-    token_ids: list[int]
-    finish: str | None = None
-    logprobs: list[Any] | None = None
-    """vLLM's, one mapping for each token, when they were asked for."""
+Part = tuple[str, list[int], str | None, list[Any] | None]
+"""What came since the last one: text, token ids, why it ended, and vLLM's logprobs, one mapping for
+each token, when they were asked for. No class: its constructor would run for every token."""
 
 
 class Outlet:
@@ -31,25 +25,26 @@ class Outlet:
         self._reader: asyncio.Future[None] | None = None
         self._failure: Exception | None = None
         self._finished = False
-        self._begun = False
+        # How many tokens are handed on at once: the first alone, then by vLLM's `stream_interval`.
+        self._due, self._at_once, self._later = False, 1, 1
         state = llm.output_processor.request_states.get(queue.request_id)
         if state is not None:  # else it is over, and all of it is in the queue
-            self._state = state
+            self._state, self._later = state, state.stream_interval
             self._text = state.detokenizer.get_next_output_text
             state.make_request_output = self._take
             state.queue = self
         if (early := queue.get_nowait()) is not None:
             part = early.outputs[0]
-            self._add(Part(part.text, part.token_ids, part.finish_reason, part.logprobs))
+            self._add((part.text, part.token_ids, part.finish_reason, part.logprobs))
 
     async def next(self) -> Part:
         """All that came since the last call: tokens, or the end. Raises what the engine died of."""
-        while self._waiting is None or not self._is_due(self._waiting):
+        while (part := self._waiting) is None or not self._due:
             if self._failure is not None:
                 raise self._failure
             self._reader = self._loop.create_future()
             await self._reader
-        part, self._waiting, self._begun = self._waiting, None, True
+        self._waiting, self._due, self._at_once = None, False, self._later
         return part
 
     async def close(self) -> None:
@@ -68,7 +63,7 @@ class Outlet:
         """In place of `RequestState.make_request_output`: it leaves vLLM nothing to hand on."""
         logprobs = self._state.logprobs_processor.logprobs
         self._add(
-            Part(
+            (
                 self._text(finish_reason is not None, True),
                 new_token_ids,
                 None if finish_reason is None else str(finish_reason),
@@ -77,21 +72,18 @@ class Outlet:
         )
 
     def _add(self, part: Part) -> None:
-        self._finished = part.finish is not None
-        if (waiting := self._waiting) is not None:
-            waiting.token_ids.extend(part.token_ids)
-            if waiting.logprobs is not None and part.logprobs is not None:
-                waiting.logprobs.extend(part.logprobs)
-            part = waiting._replace(text=waiting.text + part.text, finish=part.finish)
+        text, token_ids, finish, logprobs = part
+        self._finished = finish is not None
+        if self._waiting is not None:
+            before, all_ids, _, all_logprobs = self._waiting
+            all_ids.extend(token_ids)
+            if all_logprobs is not None and logprobs is not None:
+                all_logprobs.extend(logprobs)
+            part = before + text, all_ids, finish, all_logprobs
         self._waiting = part
-        if self._reader is not None and self._is_due(part):
+        self._due = self._finished or len(part[1]) >= self._at_once
+        if self._due and self._reader is not None:
             self._wake()
-
-    def _is_due(self, part: Part) -> bool:
-        """vLLM's `stream_interval`: so many tokens at once, but for the first and the last."""
-        return (
-            not self._begun or self._finished or len(part.token_ids) >= self._state.stream_interval
-        )
 
     def _wake(self) -> None:
         reader, self._reader = self._reader, None

@@ -8,7 +8,7 @@ the model at its budget. What a request means is `conversation`'s business, as i
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fastapi import Request
@@ -20,7 +20,12 @@ from thinkgate_serve.engine import Finish
 from thinkgate_serve.failures import ApiError
 from thinkgate_serve.generation import Choice, Piece
 from thinkgate_serve.model import Model
-from thinkgate_serve.responses_protocol import LOGPROBS, ResponsesRequest, in_our_words
+from thinkgate_serve.responses_protocol import (
+    LOGPROBS,
+    OUR_NAMES,
+    ResponsesRequest,
+    in_our_words,
+)
 from thinkgate_serve.service import Service
 from thinkgate_serve.tools import CallDelta, Said
 from thinkgate_serve.wire import dumps, logprob_entries, respond
@@ -35,10 +40,12 @@ async def respond_to(service: Service, request: ResponsesRequest, http: Request)
     try:
         conversation = await prepare(model, request.as_chat(), service.settings.tool_parser)
         writer = ResponseWriter(model, request, conversation, http.state.request_id)
-        events = service.run(model, conversation.plan, conversation.choices, writer.id, begun)
-        return await respond(http, events, writer, request.stream)
     except ApiError as error:
         raise in_our_words(error) from error
+    plan = conversation.plan
+    plan = replace(plan, shaped_by=OUR_NAMES.get(plan.shaped_by, plan.shaped_by))
+    events = service.run(model, plan, conversation.choices, writer.id, begun)
+    return respond(events, writer, request.stream)
 
 
 @dataclass(slots=True)

@@ -37,7 +37,7 @@ from thinkgate_serve.protocol import (
     TextFormat,
 )
 
-__all__ = ["ResponsesRequest", "in_our_words"]
+__all__ = ["LOGPROBS", "OUR_NAMES", "ResponsesRequest", "in_our_words"]
 
 LOGPROBS = "message.output_text.logprobs"
 

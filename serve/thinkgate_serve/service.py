@@ -158,8 +158,8 @@ class Service:
 
         `begun` is when the request arrived, by `time.perf_counter()`.
         """
-        seen: set[Channel | None] = set()
         first_at: float | None = None
+        answered = False
         exchange = EXCHANGE.get()
         kept = exchange.completions if exchange is not None else None
         if kept is not None:
@@ -168,10 +168,12 @@ class Service:
         try:
             async with aclosing(run_choices(model.engine, plan, choices, request_id)) as events:
                 async for choice, pieces in events:
-                    if len(seen) < 2:
-                        after = time.perf_counter() - begun
-                        first_at = after if first_at is None else first_at
-                        self._first(seen, pieces, after)
+                    if first_at is None:
+                        first_at = time.perf_counter() - begun
+                        self._first_token(exchange, first_at)
+                    if not answered and pieces and pieces[-1][0] is Channel.ANSWER:
+                        answered = True
+                        self.metrics.first_answer.observe(time.perf_counter() - begun)
                     if kept is not None:
                         for channel, text in pieces:
                             kept[choice][channel].append(text)
@@ -187,18 +189,12 @@ class Service:
             self.metrics.running.dec()
             self._count(plan, choices, first_at, time.perf_counter() - begun)
 
-    def _first(self, seen: set[Channel | None], pieces: Sequence[Piece], after: float) -> None:
-        if None not in seen:
-            seen.add(None)
-            self.metrics.first_token.observe(after)
-            exchange = EXCHANGE.get()
-            if exchange is not None and exchange.admission is not None:
-                self.limiter.started(exchange.admission)
-                if exchange.first_token is None:
-                    exchange.first_token = after
-        if any(channel is Channel.ANSWER for channel, _ in pieces):
-            seen.add(Channel.ANSWER)
-            self.metrics.first_answer.observe(after)
+    def _first_token(self, exchange: Exchange | None, after: float) -> None:
+        self.metrics.first_token.observe(after)
+        if exchange is not None and exchange.admission is not None:
+            self.limiter.started(exchange.admission)
+            if exchange.first_token is None:
+                exchange.first_token = after
 
     def _count(
         self, plan: Plan, choices: Sequence[Choice], first_at: float | None, seconds: float

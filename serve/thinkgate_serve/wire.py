@@ -11,7 +11,6 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
 from typing import Any, Protocol
 
-from fastapi import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
@@ -97,16 +96,27 @@ def error_event(error: ApiError) -> bytes:
     return f"data: {dumps(body)}\n\n".encode()
 
 
-async def respond(http: Request, events: Events, writer: Writer, stream: bool | None) -> Response:
+def respond(events: Events, writer: Writer, stream: bool | None) -> Response:
     """One body, or a stream; a client that goes away aborts the generation either way."""
-    try:
-        if not stream:
-            return await until_disconnect(http.receive, _collect(events, writer))
-        # Nothing is sent before the first token: until then an error still gets its status.
-        first = await until_disconnect(http.receive, anext(events))
-    except ClientGone:
-        return Response(status_code=499)
-    return EventStream(first, events, writer)
+    return EventStream(events, writer) if stream else WholeBody(events, writer)
+
+
+class WholeBody(Response):
+    """A JSON body, sent when all of it is there."""
+
+    def __init__(self, events: Events, writer: Writer) -> None:
+        super().__init__()
+        self._events, self._writer = events, writer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        texts: dict[int, list[Piece]] = {}
+        try:
+            async with until_disconnect(receive), aclosing(self._events) as events:
+                async for choice, pieces in events:
+                    texts.setdefault(choice.index, []).extend(pieces)
+        except ClientGone:
+            return
+        await JSONResponse(self._writer.body(texts))(scope, receive, send)
 
 
 class EventStream(Response):
@@ -117,18 +127,17 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(
-        self, first: tuple[Choice, Sequence[Piece]], events: Events, writer: Writer
-    ) -> None:
+    def __init__(self, events: Events, writer: Writer) -> None:
         # Proxies that buffer would turn the stream into one late lump.
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
-        self._first, self._events, self._writer = first, events, writer
+        self._events, self._writer = events, writer
         self._begun = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await until_disconnect(receive, self._send(send))
+            async with until_disconnect(receive), aclosing(self._events) as events:
+                await self._send(events, send)
         except ClientGone:
             return
         except ApiError as error:
@@ -138,40 +147,33 @@ class EventStream(Response):
                 async with asyncio.timeout(LAST_WORD_SECONDS):
                     await send(_body(self._writer.failed(error), more=False))
 
-    async def _send(self, send: Send) -> None:
+    async def _send(self, events: Events, send: Send) -> None:
         writer, exchange = self._writer, EXCHANGE.get()
-        async with aclosing(self._events) as events:
-            await send(
-                {
-                    "type": "http.response.start",
-                    "status": self.status_code,
-                    "headers": self.raw_headers,
-                }
-            )
-            self._begun = True
-            if exchange is not None and exchange.send is not None:
-                send = exchange.send
-            try:
-                await send(_body(writer.chunks(*self._first)))
-                async for choice, pieces in events:
-                    chunk = writer.chunks(choice, pieces)
-                    if chunk:
-                        await send(_body(chunk))
-                last = writer.last()
-            except ApiError as error:
-                if exchange is not None:
-                    exchange.error = error.code or error.message
-                last = writer.failed(error)
-            await send(_body(last, more=False))
+        # Nothing is sent before the first token: until then an error still gets its status.
+        chunk = writer.chunks(*await anext(events))
+        await send(
+            {
+                "type": "http.response.start",
+                "status": self.status_code,
+                "headers": self.raw_headers,
+            }
+        )
+        self._begun = True
+        if exchange is not None and exchange.send is not None:
+            send = exchange.send
+        try:
+            await send(_body(chunk))
+            async for choice, pieces in events:
+                chunk = writer.chunks(choice, pieces)
+                if chunk:
+                    await send(_body(chunk))
+            last = writer.last()
+        except ApiError as error:
+            if exchange is not None:
+                exchange.error = error.code or error.message
+            last = writer.failed(error)
+        await send(_body(last, more=False))
 
 
 def _body(part: bytes, more: bool = True) -> Message:
     return {"type": "http.response.body", "body": part, "more_body": more}
-
-
-async def _collect(events: Events, writer: Writer) -> Response:
-    texts: dict[int, list[Piece]] = {}
-    async with aclosing(events):
-        async for choice, pieces in events:
-            texts.setdefault(choice.index, []).extend(pieces)
-    return JSONResponse(writer.body(texts))
