@@ -2,6 +2,7 @@
 
 import asyncio
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from thinkgate_serve.inbox import process_on_arrival
 from thinkgate_serve.outlet import Outlet, Part
 
 REQUEST = "r"
@@ -16,6 +18,12 @@ REQUEST = "r"
 
 class Llm:
     """vLLM's output processor without an engine behind it."""
+
+    log_stats: bool
+    output_handler: Any
+    renderer: Any
+    engine_core: Any
+    _run_output_handler: Any
 
     def __init__(self, tokenizer: Any, interval: int = 1, logprobs: int | None = None) -> None:
         from vllm.sampling_params import RequestOutputKind, SamplingParams
@@ -172,3 +180,27 @@ def test_an_engine_that_dies_is_heard_of(tokenizer: Any, reading: bool) -> None:
         assert llm.aborted == []
 
     asyncio.run(run())
+
+
+def test_outputs_that_cannot_be_processed_end_every_request_and_the_engine(
+    tokenizer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def run() -> None:
+        llm = Llm(tokenizer)
+        llm.log_stats, llm.output_handler = False, None
+        llm.renderer = SimpleNamespace(mm_processor_cache=None)
+        llm.engine_core = SimpleNamespace(_ensure_output_queue_task=lambda: None)
+        process_on_arrival(llm)
+        llm._run_output_handler()
+        llm._run_output_handler()  # as vLLM does at every request
+        outlet = Outlet(llm, llm.queue)
+        reader = asyncio.create_task(outlet.next())
+        await asyncio.sleep(0)
+        assert not llm.output_handler.done()
+        llm.engine_core.outputs_queue.put_nowait(SimpleNamespace(outputs=[None], timestamp=0.0))
+        with pytest.raises(AttributeError):
+            await reader
+        assert llm.output_handler.done()
+
+    asyncio.run(run())
+    assert "could not be processed" in caplog.text

@@ -25,7 +25,7 @@ from typing import Any
 from thinkgate.config import nearest
 from thinkgate.errors import ConfigError, MissingDependencyError, ServerError
 from thinkgate.host_memory import free_memory
-from thinkgate_serve.inbox import receive_directly
+from thinkgate_serve.inbox import process_on_arrival, receive_directly
 from thinkgate_serve.start_failures import explain, first_line, report_to
 
 __all__ = ["is_cpu_build", "launch", "require_vllm", "room_beside"]
@@ -190,6 +190,7 @@ def _start(arguments: Any, *, fork: bool) -> Any:
         why = failure.read_text(encoding="utf-8") if failure.exists() else explain(error)
         raise ServerError(f"vLLM could not load {arguments.model}: {why}") from error
     receive_directly(llm.engine_core.resources.output_socket)
+    process_on_arrival(llm)
     return llm
 
 
