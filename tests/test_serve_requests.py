@@ -95,8 +95,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "a user's name": (
         {"messages": [{"role": "user", "content": "x", "name": "y"}]},
         "messages[0].name",
-        "not supported",
+        "write it into the content",
     ),
+    "a field of responses": ({"max_output_tokens": 5}, "max_output_tokens", "unknown parameter"),
     "half a tool": (
         {"tools": [{"type": "function"}]},
         "tools[0].function",
@@ -335,6 +336,57 @@ def test_a_refused_stream_gets_a_status_too() -> None:
     response = ask(FakeEngine([]), messages=HELLO, stream=True, max_tokens=CONTEXT)
     assert response.status_code == 400
     assert response.json()["error"]["param"] == "max_tokens"
+
+
+# What other servers take, with a value that asks for something → what to use here
+ELSEWHERE: dict[str, tuple[Any, str]] = {
+    "guided_json": ({"type": "object"}, "use response_format"),
+    "guided_choice": (["a", "b"], "'enum'"),
+    "structured_outputs": ({"regex": "a+"}, "use response_format"),
+    "stop_token_ids": ([5], "use stop"),
+    "skip_special_tokens": (False, "left out"),
+    "priority": (5, "in the order they come"),
+    "add_generation_prompt": (False, "not supported"),
+    "continue_final_message": (True, "/v1/completions"),
+    "separate_reasoning": (False, "always apart"),
+    "thinking": ({"type": "disabled"}, "use thinking_budget or reasoning_effort"),
+    "thinking_token_budget": (10, "use thinking_budget"),
+    "enable_thinking": (False, "use chat_template_kwargs"),
+    "reasoning": ({"effort": "low"}, "use reasoning_effort"),
+    "request_id": ("x", "X-Request-Id"),
+    "functions": ([TOOL], "use tools"),
+    "metadata": ({"a": "b"}, "nothing is stored"),
+}
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_a_field_of_another_server_is_named_with_what_to_use_here(name: str) -> None:
+    value, words = ELSEWHERE[name]
+    response = ask(FakeEngine(characters("x")), messages=HELLO, **{name: value})
+    error = response.json()["error"]
+    assert response.status_code == 400 and error["code"] == "unsupported_parameter"
+    assert error["param"] == name and words in error["message"]
+
+
+def test_what_asks_another_server_for_nothing_asks_this_one_for_nothing() -> None:
+    asked: dict[str, Any] = {
+        "skip_special_tokens": True, "spaces_between_special_tokens": True, "stop_token_ids": [],
+        "include_stop_str_in_output": False, "priority": 0, "add_generation_prompt": True,
+        "continue_final_message": False, "add_special_tokens": False, "separate_reasoning": True,
+        "stream_reasoning": True, "use_beam_search": False, "length_penalty": 1.0, "bad_words": [],
+        "guided_json": None, "prompt_logprobs": None, "echo": False, "parallel_tool_calls": None,
+        "prompt_cache_key": "k", "safety_identifier": "s",
+    }  # fmt: skip
+    engine = FakeEngine(characters("x"))
+    assert ask(engine, messages=HELLO, **asked).status_code == 200
+    response = ask(engine, "/v1/completions", prompt="x", add_special_tokens=True, priority=0)
+    assert response.status_code == 200
+
+
+def test_no_field_is_offered_in_place_of_itself() -> None:
+    for body in ({"max_output_tokens": 5}, {"json_schema": {}}):
+        response = ask(FakeEngine([]), messages=HELLO, **body)
+        assert "did you mean" not in response.json()["error"]["message"]
 
 
 def test_neutral_values_of_unsupported_fields_pass() -> None:

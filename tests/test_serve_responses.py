@@ -266,7 +266,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "previous": ({"previous_response_id": "resp_1"}, "previous_response_id", "send the earlier"),
     "background": ({"background": True}, "background", "not supported"),
     "typo": ({"max_output_token": 5}, "max_output_token", "did you mean 'max_output_tokens'?"),
-    "chat's name": ({"max_tokens": 5}, "max_tokens", "unknown parameter"),
+    "chat's name": ({"max_tokens": 5}, "max_tokens", "use max_output_tokens"),
     "no input": ({"input": ...}, "input", "missing"),
     "empty input": ({"input": []}, "input", "at least 1"),
     "another item": ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0]", "of type"),
@@ -280,6 +280,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
         "tools[0].type",
         "'function'",
     ),
+    "a tool of theirs": ({"tools": [{"type": "mcp"}]}, "tools[0].type", "'function'"),
+    "chat's tool": ({"tools": [ADD]}, "tools[0].function", "stand beside 'type'"),
+    "a guide": ({"guided_json": {}}, "guided_json", "use text.format"),
     "no parser": ({"tools": [TOOL]}, "tool_choice", "--tool-parser"),
     "named nothing": (
         {"tools": [TOOL], "tool_choice": {"type": "function", "name": "x"}},
@@ -305,7 +308,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
         "valid dictionary",
     ),
     "another shape": ({"text": {"format": {"type": "yaml"}}}, "text.format", "'json_schema'"),
-    "top without": ({"top_logprobs": 2}, "top_logprobs", "needs logprobs"),
+    "top without": ({"top_logprobs": 2}, "top_logprobs", "needs include to hold"),
     "verbosity": ({"text": {"verbosity": "low"}}, "text.verbosity", "not supported"),
     "model": ({"model": "other"}, "model", "not served here"),
     "nothing but an empty thought": (
@@ -410,8 +413,12 @@ def test_a_real_call_and_its_result(served: LocalServer) -> None:
     call = first.output[1]
     assert (call.type, json.loads(call.arguments)) == ("function_call", {"a": 7, "b": 8})
     result = {"type": "function_call_output", "call_id": call.call_id, "output": "15"}
-    history = [{"role": "user", "content": "add"}, *first.output, result]
-    assert say(input=history, **asked).output_text == "It is 15."
+    with client(served).responses.stream(input="add", **asked) as stream:
+        final: Any = stream.get_final_response()
+    for output in (first.output, final.output):
+        for items in (output, [i.to_dict() for i in output], [i.model_dump() for i in output]):
+            history = [{"role": "user", "content": "add"}, *items, result]
+            assert say(input=history, **asked).output_text == "It is 15."
 
 
 class Pick(BaseModel):

@@ -37,13 +37,18 @@ def test_a_model_that_calls_gets_the_result(served: LocalServer) -> None:
     assert final.message.tool_calls is not None
     assert final.message.tool_calls[0].function.arguments == call.function.arguments
 
+    parsed = client(served).chat.completions.parse(
+        **asked | {"tools": [STRICT], "logit_bias": without_spaces(served)}
+    )
+
     # What came back goes back as it is, with the result.
-    asked["messages"] += [
-        choice.message,
-        {"role": "tool", "tool_call_id": call.id, "content": "15"},
-    ]
-    reply = client(served).chat.completions.create(**asked)
-    assert reply.choices[0].message.content == "It is 15."
+    turns = asked.pop("messages")
+    for message in (choice.message, final.message, parsed.choices[0].message):
+        for said in (message, message.to_dict(), message.model_dump()):
+            result = {"role": "tool", "tool_call_id": call.id, "content": "15"}
+            messages: Any = [*turns, said, result]
+            reply = client(served).chat.completions.create(messages=messages, **asked)
+            assert reply.choices[0].message.content == "It is 15."
 
 
 @pytest.mark.parametrize("stream", [False, True])

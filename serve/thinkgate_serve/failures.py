@@ -85,11 +85,16 @@ async def on_invalid_request(_: Request, error: Exception) -> JSONResponse:
 
 def invalid_request(errors: Sequence[Any]) -> ApiError:
     """Pydantic's errors about a body as one, naming the parameter."""
-    # Of the branches of a union the one that got furthest says what is wrong, and of two that got
-    # as far the one whose type it was.
-    worst = max(errors, key=lambda e: (len(e["loc"]), not e["type"].endswith("_type")))
+    worst = max(errors, key=_weight)
     message, param, code = _explain(worst)
     return ApiError(400, message, param=param, code=code)
+
+
+def _weight(error: dict[str, Any]) -> tuple[int, bool, bool]:
+    """Of the branches of a union the one that got furthest says what is wrong, of two that got as
+    far the one whose type it was; and what is of another type is not to have our fields."""
+    location, kind = error["loc"], error["type"]
+    return len(location), location[-1:] == ("type",), not kind.endswith("_type")
 
 
 def _explain(error: dict[str, Any]) -> tuple[str, str | None, str | None]:
@@ -126,7 +131,8 @@ def _unknown(location: Sequence[int | str]) -> tuple[str, str, str]:
     *parents, last = location
     name = str(last)[:LONGEST_NAME]
     param = _dotted([*(part for part in parents if not _is_branch(part)), name])
-    hint = nearest(name, _known(Wire))
+    known = _known(Wire)
+    hint = "" if name in known else nearest(name, known)  # it is a field elsewhere
     suffix = f"; {hint}" if hint.startswith("did") else ""
     return f"unknown parameter '{param}'{suffix}", param, "unknown_parameter"
 

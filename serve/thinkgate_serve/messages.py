@@ -16,6 +16,8 @@ from pydantic import (
     model_validator,
 )
 
+from thinkgate_serve.elsewhere import Absent
+
 __all__ = [
     "MAX_KEYS",
     "MAX_MESSAGES",
@@ -73,10 +75,17 @@ class Wire(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
 
-    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {}
-    """OpenAI fields this endpoint lacks, with the values that ask for nothing."""
-    instead: ClassVar[dict[str, str]] = {}
-    """What to do about some of them."""
+    unsupported: ClassVar[dict[str, Absent]] = {}
+    """Fields that others have here; a subclass lacks what its bases do."""
+    unread: ClassVar[frozenset[str]] = frozenset()
+    """What clients' own helpers add to what came from here, before it is sent back."""
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        tables = [vars(base).get("unsupported", {}) for base in reversed(cls.__mro__)]
+        lacking = {name: absent for table in tables for name, absent in table.items()}
+        cls.unsupported = {k: v for k, v in lacking.items() if k not in cls.model_fields}
 
     @model_validator(mode="before")
     @classmethod
@@ -87,11 +96,11 @@ class Wire(BaseModel):
             raise ValueError(f"an object with {len(data)} keys, {MAX_KEYS} at most")
         kept: dict[str, Any] = {}
         for key, value in data.items():
-            neutral = cls.unsupported.get(key)
-            if neutral is None:
+            absent = cls.unsupported.get(key)
+            if absent is None and key not in cls.unread:
                 kept[key] = value
-            elif value is not None and value not in neutral:
-                raise Unsupported(key, cls.instead.get(key))
+            elif absent is not None and value is not None and value not in absent.neutral:
+                raise Unsupported(key, absent.instead)
         return kept
 
 
@@ -130,7 +139,7 @@ class Refused(ValueError):
 
 
 class Unsupported(Refused):
-    """A known OpenAI field that this server does not implement was set."""
+    """A field that others have and this server has not was set."""
 
     def __init__(self, field: str, instead: str | None = None) -> None:
         super().__init__(field, f"'{field}' is not supported by this server")
@@ -146,6 +155,8 @@ class TextPart(Wire):
 
 class FunctionCall(Wire):
     """Which function the model called, and with what."""
+
+    unread: ClassVar[frozenset[str]] = frozenset({"parsed_arguments"})
 
     name: str
     arguments: str
@@ -166,6 +177,8 @@ class FunctionCall(Wire):
 class ToolCall(Wire):
     """A call the model made in an earlier turn."""
 
+    unread: ClassVar[frozenset[str]] = frozenset({"index"})
+
     id: str
     type: Literal["function"] = "function"
     function: FunctionCall
@@ -182,14 +195,16 @@ class ToolCall(Wire):
 class Message(Wire):
     """One turn of a conversation."""
 
-    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "type": ("text",),  # lm-eval writes it
-        "refusal": (),
-        "audio": (),
-        "annotations": ([],),
-        "function_call": (),
-        "reasoning_details": ([],),
+    unsupported: ClassVar[dict[str, Absent]] = {
+        "type": Absent("text"),  # lm-eval writes it
+        "refusal": Absent(),
+        "audio": Absent(),
+        "annotations": Absent([]),
+        "function_call": Absent(),
+        "reasoning_details": Absent([]),
+        "prefix": Absent(False, instead="turns are not gone on with; /v1/completions does that"),
     }
+    unread: ClassVar[frozenset[str]] = frozenset({"parsed"})
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | Many[TextPart] | None = None
@@ -212,9 +227,10 @@ class Message(Wire):
         if self.role == "tool" and not self.tool_call_id:
             raise ValueError("a tool message needs the tool_call_id of the call it answers")
         if self.role != "tool":
-            for field in ("name", "tool_call_id"):
-                if getattr(self, field) is not None:
-                    raise Unsupported(field)
+            if self.name is not None:
+                raise Unsupported("name", f"of a {self.role}; write it into the content")
+            if self.tool_call_id is not None:
+                raise Unsupported("tool_call_id", "it belongs to a tool's message")
         if self.tool_calls and self.role != "assistant":
             raise ValueError(f"a {self.role} message makes no tool calls")
         return self

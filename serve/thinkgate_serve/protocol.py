@@ -9,6 +9,13 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
+from thinkgate_serve.elsewhere import (
+    CHAT_ELSEWHERE,
+    COMPLETION_ELSEWHERE,
+    CONVERSATION_ELSEWHERE,
+    ELSEWHERE,
+    Absent,
+)
 from thinkgate_serve.messages import (
     MAX_KEYS,
     MAX_MESSAGES,
@@ -37,7 +44,10 @@ MAX_PROMPTS = 1024
 class StreamOptions(Wire):
     """Options of a streamed response."""
 
-    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {"include_obfuscation": (False,)}
+    unsupported: ClassVar[dict[str, Absent]] = {
+        "include_obfuscation": Absent(False),
+        "continuous_usage_stats": Absent(False, instead="use include_usage, for the last chunk"),
+    }
 
     include_usage: bool = False
     """Send one more chunk at the end, with the usage and no choices."""
@@ -45,6 +55,8 @@ class StreamOptions(Wire):
 
 class Sample(Body):
     """How to draw a completion: what all endpoints share."""
+
+    unsupported: ClassVar[dict[str, Absent]] = ELSEWHERE
 
     model: str | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
@@ -184,7 +196,9 @@ Effort = Literal["none", "minimal", "low", "medium", "high"]
 class Conversing(Sample):
     """What both ways to hold a conversation share."""
 
-    parallel_tool_calls: bool = True
+    unsupported: ClassVar[dict[str, Absent]] = CONVERSATION_ELSEWHERE
+
+    parallel_tool_calls: bool | None = None
     """False allows one call an answer."""
     thinking_budget: Annotated[int, Field(ge=0)] | None = None
     """Tokens after which the thought is closed by force and the answer begins."""
@@ -196,22 +210,30 @@ class Conversing(Sample):
     """False leaves the thought out of the response; it is still generated and counted."""
     stop_in_reasoning: bool = False
     """Let stop strings end the thought too; by default they bind to the answer only."""
+    prompt_cache_key: str | None = None
+    """Accepted for compatibility; what prompts share is found without it."""
+    safety_identifier: str | None = None
+    """Accepted for compatibility; nothing is stored by it."""
 
 
 class ChatRequest(Generate, Conversing):
     """`POST /v1/chat/completions`."""
 
-    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "functions": ([],),
-        "function_call": ("none",),
-        "verbosity": ("medium",),
-        "modalities": (["text"],),
-        "audio": (),
-        "prediction": (),
-        "store": (False,),
-        "metadata": ({},),
-        "service_tier": ("auto", "default"),
-        "web_search_options": (),
+    unsupported: ClassVar[dict[str, Absent]] = {
+        **CHAT_ELSEWHERE,
+        "functions": Absent([], instead="use tools"),
+        "function_call": Absent("none", instead="use tool_choice"),
+        "verbosity": Absent("medium", instead="say in a message how long the answer is to be"),
+        "modalities": Absent(["text"]),
+        "audio": Absent(),
+        "prediction": Absent(),
+        "store": Absent(False, instead="nothing is stored; send false, or leave it out"),
+        "metadata": Absent({}, instead="nothing is stored"),
+        "moderation": Absent(),
+        "prompt_cache_options": Absent(),
+        "prompt_cache_retention": Absent(),
+        "service_tier": Absent("auto", "default"),
+        "web_search_options": Absent(),
     }
 
     asks_in: ClassVar[str] = "messages"
@@ -302,10 +324,11 @@ class ChatRequest(Generate, Conversing):
 class CompletionRequest(Generate):
     """`POST /v1/completions`: raw text in, raw text out, tags included."""
 
-    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "echo": (False,),
-        "best_of": (1,),
-        "suffix": (),
+    unsupported: ClassVar[dict[str, Absent]] = {
+        **COMPLETION_ELSEWHERE,
+        "echo": Absent(False),
+        "best_of": Absent(1, instead="use n, or consensus of /v1/chat/completions"),
+        "suffix": Absent(),
     }
 
     prompt: str | Many[str] | Many[int] | Many[Many[int]]

@@ -21,7 +21,6 @@ from thinkgate_serve.failures import ApiError
 from thinkgate_serve.generation import Choice, Piece
 from thinkgate_serve.model import Model
 from thinkgate_serve.responses_protocol import (
-    LOGPROBS,
     OUR_NAMES,
     ResponsesRequest,
     in_our_words,
@@ -105,7 +104,7 @@ class ResponseWriter:
         self._plan = conversation.plan
         (self._choice,) = conversation.choices
         (self._reader,) = conversation.readers
-        self._with_logprobs = LOGPROBS in request.include
+        self._with_logprobs = request.with_logprobs
         self._created = int(time.time())
         self._model = model.name
         self._items: list[Item] = []
@@ -290,7 +289,7 @@ class ResponseWriter:
             "tool_choice": "auto",
             **echoed,
             "text": self._text_format(),
-            "parallel_tool_calls": asked.parallel_tool_calls,
+            "parallel_tool_calls": asked.parallel_tool_calls is not False,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "top_logprobs": asked.top_logprobs or 0,

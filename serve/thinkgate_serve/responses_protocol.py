@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, ValidationError
 
+from thinkgate_serve.elsewhere import CONVERSATION_ELSEWHERE, Absent
 from thinkgate_serve.failures import ApiError, invalid_request
 from thinkgate_serve.messages import (
     MAX_MESSAGES,
@@ -41,14 +42,35 @@ __all__ = ["LOGPROBS", "OUR_NAMES", "ResponsesRequest", "in_our_words"]
 
 LOGPROBS = "message.output_text.logprobs"
 
+EARLIER = "nothing is stored; send the earlier items in 'input'"
+NO_LOGPROBS = f"it needs include to hold '{LOGPROBS}'"
+
+OUR_NAMES = {
+    "messages": "input",
+    "max_tokens": "max_output_tokens",
+    "response_format": "text.format",
+    "reasoning_effort": "reasoning.effort",
+    "logprobs": "include",
+}
+"""Of what a chat request says."""
+
+
+def _renamed(words: str) -> str:
+    """Words about a chat request, about one of ours."""
+    said = "|".join(set(OUR_NAMES) - {"messages", "logprobs"})
+    words = re.sub(rf"\b({said})\b", lambda found: OUR_NAMES[found[1]], words)
+    words = words.replace("it needs logprobs to be true", NO_LOGPROBS)
+    return words.replace("'messages'", "'input'")
+
 
 class InputPart(Wire):
     """A piece of text, of a message or of a function's result."""
 
-    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "annotations": ([],),
-        "prompt_cache_breakpoint": (),
+    unsupported: ClassVar[dict[str, Absent]] = {
+        "annotations": Absent([]),
+        "prompt_cache_breakpoint": Absent(),
     }
+    unread: ClassVar[frozenset[str]] = frozenset({"parsed"})
 
     type: Literal["input_text", "output_text"]
     text: str
@@ -66,7 +88,7 @@ class Item(Wire):
 class InputMessage(Item):
     """One turn."""
 
-    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {"phase": ()}
+    unsupported: ClassVar[dict[str, Absent]] = {"phase": Absent()}
 
     type: Literal["message"] = "message"
     role: Literal["system", "developer", "user", "assistant"]
@@ -83,7 +105,7 @@ class ThoughtPart(Wire):
 class InputReasoning(Item):
     """An earlier thought, of the items up to the next turn."""
 
-    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {"encrypted_content": ()}
+    unsupported: ClassVar[dict[str, Absent]] = {"encrypted_content": Absent()}
 
     type: Literal["reasoning"]
     summary: Many[ThoughtPart] = Field(default_factory=list)
@@ -94,7 +116,12 @@ class InputReasoning(Item):
 class InputFunctionCall(Item, FunctionCall):
     """A call the model made."""
 
-    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {"namespace": (), "caller": ()}
+    unsupported: ClassVar[dict[str, Absent]] = {
+        "namespace": Absent(),
+        "caller": Absent(),
+        "async": Absent(False),
+        "async_": Absent(False),  # so the SDK calls it in Python
+    }
 
     type: Literal["function_call"]
     call_id: Annotated[str, Field(min_length=1)]
@@ -103,7 +130,7 @@ class InputFunctionCall(Item, FunctionCall):
 class InputFunctionOutput(Item):
     """What a called function gave."""
 
-    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {"caller": ()}
+    unsupported: ClassVar[dict[str, Absent]] = {"caller": Absent()}
 
     type: Literal["function_call_output"]
     call_id: Annotated[str, Field(min_length=1)]
@@ -131,11 +158,12 @@ InputItem = Annotated[
 class FunctionTool(FunctionDefinition):
     """A function the model may call."""
 
-    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "allowed_callers": (["direct"],),
-        "async": (False,),
-        "defer_loading": (False,),
-        "output_schema": (),
+    unsupported: ClassVar[dict[str, Absent]] = {
+        "allowed_callers": Absent(["direct"]),
+        "async": Absent(False),
+        "defer_loading": Absent(False),
+        "output_schema": Absent(),
+        "function": Absent(instead="name and parameters stand beside 'type'"),
     }
 
     type: Literal["function"]
@@ -161,7 +189,9 @@ class SchemaFormat(JsonSchema):
 class TextOptions(Wire):
     """How the answer is written."""
 
-    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {"verbosity": ("medium",)}
+    unsupported: ClassVar[dict[str, Absent]] = {
+        "verbosity": Absent("medium", instead="say in instructions how long the answer is to be")
+    }
 
     format: (
         Annotated[
@@ -178,10 +208,10 @@ class TextOptions(Wire):
 class ReasoningOptions(Wire):
     """How the model thinks."""
 
-    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "generate_summary": ("auto",),
-        "context": ("auto",),
-        "mode": ("standard",),
+    unsupported: ClassVar[dict[str, Absent]] = {
+        "generate_summary": Absent("auto"),
+        "context": Absent("auto"),
+        "mode": Absent("standard"),
     }
 
     effort: Effort | None = None
@@ -193,27 +223,28 @@ class ReasoningOptions(Wire):
 class ResponsesRequest(Conversing):
     """`POST /v1/responses`."""
 
-    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "background": (False,),
-        "context_management": ([],),
-        "conversation": (),
-        "max_tool_calls": (),
-        "moderation": (),
-        "previous_response_id": (),
-        "prompt": (),
-        "prompt_cache_options": (),
-        "prompt_cache_retention": (),
-        "service_tier": ("auto", "default"),
-        "store": (False,),
-        "stream_options": ({}, {"include_obfuscation": False}),
-        "truncation": ("disabled",),
+    unsupported: ClassVar[dict[str, Absent]] = {
+        **{
+            name: Absent(*absent.neutral, instead=absent.instead and _renamed(absent.instead))
+            for name, absent in CONVERSATION_ELSEWHERE.items()
+        },
+        **{name: Absent(instead=f"use {ours}") for name, ours in OUR_NAMES.items()},
+        "max_completion_tokens": Absent(instead="use max_output_tokens"),
+        "n": Absent(1, instead="one response answers a request"),
+        "background": Absent(False),
+        "context_management": Absent([]),
+        "conversation": Absent(instead=EARLIER),
+        "max_tool_calls": Absent(instead="parallel_tool_calls false allows one"),
+        "moderation": Absent(),
+        "previous_response_id": Absent(instead=EARLIER),
+        "prompt": Absent(),
+        "prompt_cache_options": Absent(),
+        "prompt_cache_retention": Absent(),
+        "service_tier": Absent("auto", "default"),
+        "store": Absent(False, instead="nothing is stored; send false, or leave it out"),
+        "stream_options": Absent({}, {"include_obfuscation": False}),
+        "truncation": Absent("disabled", instead="a prompt that does not fit is an error"),
     }
-    instead: ClassVar[dict[str, str]] = {
-        "previous_response_id": "nothing is stored; send the earlier items in 'input'",
-        "conversation": "nothing is stored; send the earlier items in 'input'",
-        "store": "nothing is stored; send false, or leave it out",
-    }
-
     input: str | Annotated[Many[InputItem], Field(min_length=1, max_length=MAX_MESSAGES)]
     """A user's message, or all items of the conversation."""
     instructions: str | None = None
@@ -226,18 +257,23 @@ class ResponsesRequest(Conversing):
     """Functions the model may call."""
     tool_choice: Literal["none", "auto", "required"] | NamedFunction | None = None
     """Whether it must call one, and which; with tools the default is `auto`."""
-    include: Many[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] = Field(
-        default_factory=list, max_length=8
-    )
+    include: (
+        Annotated[
+            Many[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]],
+            Field(max_length=8),
+        ]
+        | None
+    ) = None
     """More to send: the answer's logprobs. Thoughts are sent in the open, never encrypted."""
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     """How many likely tokens to list in each place; needs the logprobs to be included."""
     metadata: Annotated[dict[str, str], Field(max_length=16)] | None = None
     """Sent back as it is."""
-    prompt_cache_key: str | None = None
-    """Accepted for compatibility; what prompts share is found without it."""
-    safety_identifier: str | None = None
-    """Accepted for compatibility; nothing is stored by it."""
+
+    @property
+    def with_logprobs(self) -> bool:
+        """Whether the answer's are asked for."""
+        return LOGPROBS in (self.include or ())
 
     def as_chat(self) -> ChatRequest:
         """The same request in chat's words; ApiError 400 for values that contradict each other."""
@@ -253,7 +289,7 @@ class ResponsesRequest(Conversing):
             "response_format": self._format(),
             "tools": None if self.tools is None else [tool.as_chat() for tool in self.tools],
             "tool_choice": choice,
-            "logprobs": LOGPROBS in self.include,
+            "logprobs": self.with_logprobs,
             "top_logprobs": self.top_logprobs,
         }
         try:
@@ -307,22 +343,10 @@ def _text(content: str | Sequence[InputPart]) -> str:
     return content if isinstance(content, str) else "".join(part.text for part in content)
 
 
-OUR_NAMES = {
-    "messages": "input",
-    "max_tokens": "max_output_tokens",
-    "response_format": "text.format",
-    "reasoning_effort": "reasoning.effort",
-    "logprobs": "include",
-}
-
-
 def in_our_words(error: ApiError) -> ApiError:
     """An error about a chat request, naming the parameters this endpoint has."""
     if error.param is None or error.param.split(".")[0].split("[")[0] == "messages":
         param = "input" if error.param else None
     else:
         param = OUR_NAMES.get(error.param, error.param)
-    said = "|".join(set(OUR_NAMES) - {"messages", "logprobs"})
-    message = re.sub(rf"\b({said})\b", lambda found: OUR_NAMES[found[1]], error.message)
-    message = message.replace("'messages'", "'input'")
-    return ApiError(error.status, message, param=param, code=error.code)
+    return ApiError(error.status, _renamed(error.message), param=param, code=error.code)

@@ -226,7 +226,7 @@ class ToolUse:
             name = choice.function.name
             (tool,) = (tool for tool in tools if tool.function.name == name)
             return cls(tools, Constraint(_parameters(tool)), lambda: NamedCall(name))
-        one = not request.parallel_tool_calls
+        one = request.parallel_tool_calls is False
         if choice == "required":
             return cls(tools, Constraint(_array_of_calls(tools, one)), CallArray)
         if parser is None:
