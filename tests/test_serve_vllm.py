@@ -7,9 +7,11 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -250,6 +252,31 @@ def test_the_model_shows_what_vouches_for_it(served: LocalServer, gated_checkpoi
 def test_a_prompt_that_does_not_fit(served: LocalServer) -> None:
     with pytest.raises(openai.BadRequestError, match=f"the context {TINY_CONTEXT}"):
         client(served).chat.completions.create(model=served.model, **asked("x" * 3000))
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+def test_a_slow_reader_holds_up_nobody(served: LocalServer, leaves: bool) -> None:
+    body = {"prompt": "endless", "n": 4, "logprobs": 20, "stream": True} | ENDLESS
+    small = httpx.HTTPTransport(socket_options=[(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**16)])
+    tokens: Counter[int] = Counter()
+    with (
+        httpx.Client(transport=small, timeout=60) as http,
+        http.stream("POST", f"{served.base_url}/completions", json=body) as response,
+    ):
+        lines = (line[6:] for line in response.iter_lines() if line.startswith("data: {"))
+        shown = [next(lines)]
+        reply = client(served).chat.completions.create(model=served.model, **asked("closed"))
+        assert reply.choices[0].message.content == "15"
+        engine = engine_of(served.process.pid)
+        assert eventually(lambda: is_idle(engine))
+        assert running(served) == 1  # all is generated, and waits for its reader
+        if not leaves:
+            for line in [*shown, *lines]:
+                for choice in json.loads(line)["choices"]:
+                    tokens[choice["index"]] += len((choice["logprobs"] or {"tokens": ()})["tokens"])
+    assert eventually(lambda: running(served) == 0, seconds=3)
+    if not leaves:
+        assert tokens == dict.fromkeys(range(4), ENDLESS["max_tokens"])
 
 
 @pytest.mark.parametrize("stream", [True, False])
