@@ -196,7 +196,14 @@ Effort = Literal["none", "minimal", "low", "medium", "high"]
 class Conversing(Sample):
     """What both ways to hold a conversation share."""
 
-    unsupported: ClassVar[dict[str, Absent]] = CONVERSATION_ELSEWHERE
+    unsupported: ClassVar[dict[str, Absent]] = {
+        **CONVERSATION_ELSEWHERE,
+        "moderation": Absent(),
+        "prompt_cache_options": Absent(),
+        "prompt_cache_retention": Absent(),
+        "service_tier": Absent("auto", "default"),
+        "store": Absent(False, instead="nothing is stored; send false, or leave it out"),
+    }
 
     parallel_tool_calls: bool | None = None
     """False allows one call an answer."""
@@ -227,12 +234,7 @@ class ChatRequest(Generate, Conversing):
         "modalities": Absent(["text"]),
         "audio": Absent(),
         "prediction": Absent(),
-        "store": Absent(False, instead="nothing is stored; send false, or leave it out"),
         "metadata": Absent({}, instead="nothing is stored"),
-        "moderation": Absent(),
-        "prompt_cache_options": Absent(),
-        "prompt_cache_retention": Absent(),
-        "service_tier": Absent("auto", "default"),
         "web_search_options": Absent(),
     }
 

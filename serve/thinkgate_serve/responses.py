@@ -20,11 +20,7 @@ from thinkgate_serve.engine import Finish
 from thinkgate_serve.failures import ApiError
 from thinkgate_serve.generation import Choice, Piece
 from thinkgate_serve.model import Model
-from thinkgate_serve.responses_protocol import (
-    OUR_NAMES,
-    ResponsesRequest,
-    in_our_words,
-)
+from thinkgate_serve.responses_protocol import OUR_NAMES, ResponsesRequest, in_our_words
 from thinkgate_serve.service import Service
 from thinkgate_serve.tools import CallDelta, Said
 from thinkgate_serve.wire import dumps, logprob_entries, respond

@@ -38,7 +38,7 @@ from thinkgate_serve.protocol import (
     TextFormat,
 )
 
-__all__ = ["LOGPROBS", "OUR_NAMES", "ResponsesRequest", "in_our_words"]
+__all__ = ["OUR_NAMES", "ResponsesRequest", "in_our_words"]
 
 LOGPROBS = "message.output_text.logprobs"
 
@@ -235,13 +235,8 @@ class ResponsesRequest(Conversing):
         "context_management": Absent([]),
         "conversation": Absent(instead=EARLIER),
         "max_tool_calls": Absent(instead="parallel_tool_calls false allows one"),
-        "moderation": Absent(),
         "previous_response_id": Absent(instead=EARLIER),
         "prompt": Absent(),
-        "prompt_cache_options": Absent(),
-        "prompt_cache_retention": Absent(),
-        "service_tier": Absent("auto", "default"),
-        "store": Absent(False, instead="nothing is stored; send false, or leave it out"),
         "stream_options": Absent({}, {"include_obfuscation": False}),
         "truncation": Absent("disabled", instead="a prompt that does not fit is an error"),
     }
