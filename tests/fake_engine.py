@@ -37,6 +37,8 @@ class CharTokenizer:
     """Token ids are code points."""
 
     all_special_tokens: Sequence[str] = ()
+    chat_template = "{{ messages ~ tools ~ add_generation_prompt ~ enable_thinking }}"
+    """What is read below."""
     prefill = False
     knows_tools = True
 
@@ -53,6 +55,9 @@ class CharTokenizer:
             return text
         opened = self.prefill and kwargs.get("enable_thinking", True)
         return text + "[assistant]" + ("<think>\n" if opened else "")
+
+    def get_chat_template(self, chat_template: str | None = None, tools: Any = None) -> str:
+        return self.chat_template
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         text.encode()

@@ -81,7 +81,12 @@ def test_tokenize_and_back() -> None:
     assert ask(engine, "/tokenize").status_code == 400
     with_tools = ask(engine, "/tokenize", messages=HELLO, tools=[ADD]).json()
     assert with_tools["count"] > body["count"]
-    assert ask(engine, "/tokenize", prompt="ab", tools=[ADD]).status_code == 400
+    for field, value in (("tools", [ADD]), ("chat_template_kwargs", {"enable_thinking": False})):
+        refused = ask(engine, "/tokenize", prompt="ab", **{field: value})
+        assert refused.status_code == 400 and refused.json()["error"]["param"] == field
+    refused = ask(engine, "/tokenize", messages=HELLO, add_special_tokens=True)
+    assert refused.status_code == 400 and "add_special_tokens" in refused.text
+    assert ask(engine, "/tokenize", messages=HELLO, add_special_tokens=False).status_code == 200
     assert ask(engine, "/detokenize", tokens=[2**40]).status_code == 400
 
 

@@ -46,14 +46,13 @@ FORGETS = "{{- messages[-1].content -}}"
 class Templated:
     """A tokenizer that only has a template."""
 
-    def __init__(self, template: str) -> None:
+    def __init__(self, template: str | dict[str, str]) -> None:
         from tokenizers import Tokenizer, models
 
-        self._real = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()))
-        self._real.chat_template = template
-
-    def apply_chat_template(self, conversation: Any, /, **kwargs: Any) -> Any:
-        return self._real.apply_chat_template(conversation, **kwargs)
+        real: Any = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()))
+        self.chat_template = real.chat_template = template
+        self.apply_chat_template = real.apply_chat_template
+        self.get_chat_template = real.get_chat_template
 
 
 def shown(template: str, history: History, turns: list[Message] = TURNS) -> str:

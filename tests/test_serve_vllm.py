@@ -168,6 +168,25 @@ def test_a_thinking_budget_closes_the_thought_and_answers(
     assert (again.message, counted) == (choice.message, usage)
 
 
+def test_a_template_without_a_switch_says_how_to_leave_the_thought_out(
+    served: LocalServer,
+) -> None:
+    switch = {"chat_template_kwargs": {"enable_thinking": False}}
+    with pytest.raises(openai.BadRequestError, match="use thinking_budget or reasoning_effort"):
+        client(served).chat.completions.create(
+            model=served.model, extra_body=switch, **asked("closed")
+        )
+    instead: list[Any] = [{"reasoning_effort": "none"}, {"extra_body": {"thinking_budget": 0}}]
+    said = []
+    for how in instead:
+        reply = client(served).chat.completions.create(
+            model=served.model, max_tokens=60, **asked("closed"), **how
+        )
+        said.append(reply.choices[0].message)
+        assert said[-1].reasoning_content == "" and said[-1].content
+    assert said[0] == said[1]
+
+
 def test_a_schema_binds_the_answer_and_not_the_thought(served: LocalServer) -> None:
     schema = {"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"],
               "additionalProperties": False}  # fmt: skip

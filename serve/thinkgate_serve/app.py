@@ -219,7 +219,7 @@ def _add_tokenizer(app: FastAPI, service: Service) -> None:
             kwargs = body.chat_template_kwargs or {}
             ids = (await model.render(body.messages, kwargs, body.tools or ())).ids
         else:
-            ids = await model.encode(body.prompt or "", body.add_special_tokens)
+            ids = await model.encode(body.prompt or "", body.add_special_tokens is not False)
         result = {"count": len(ids), "max_model_len": model.engine.context_length, "tokens": ids}
         if body.return_token_strs:
             result["token_strs"] = model.engine.tokenizer.convert_ids_to_tokens(ids)

@@ -38,10 +38,13 @@ async def prepare(model: Model, request: ChatRequest, parser: ToolParser | None)
     if constraint is not None:
         for whose, schema in _schemas(constraint):
             await asyncio.to_thread(_check, model, schema, whose, shaped_by)
-    kwargs = dict(request.chat_template_kwargs or {})
-    if request.reasoning_effort == "none":
-        kwargs.setdefault("enable_thinking", False)
-    prompt = await model.render(request.messages, kwargs, tools.shown, request.reasoning_history)
+    prompt = await model.render(
+        request.messages,
+        request.chat_template_kwargs or {},
+        tools.shown,
+        request.reasoning_history,
+        thinking=request.reasoning_effort != "none",
+    )
     plan = model.plan(
         request,
         prompt,

@@ -11,6 +11,7 @@ __all__ = [
     "COMPLETION_ELSEWHERE",
     "CONVERSATION_ELSEWHERE",
     "ELSEWHERE",
+    "THOUGHTS",
     "Absent",
 ]
 
@@ -26,7 +27,7 @@ class Absent:
 _BIAS = "use logit_bias, -100 for what must not come"
 _OWN_TEMPLATE = "the model's own is used; chat_template_kwargs tells it what to do"
 _SHAPE = "use response_format, {'type': 'json_schema', ...}"
-_THOUGHTS = "use thinking_budget or reasoning_effort; 0 and 'none' leave the thought out"
+THOUGHTS = "use thinking_budget or reasoning_effort; 0 and 'none' leave the thought out"
 
 ELSEWHERE = {
     "allowed_token_ids": Absent(instead=_BIAS),
@@ -85,7 +86,7 @@ CONVERSATION_ELSEWHERE = {
     "reasoning_format": Absent("parsed", instead="the thought is always apart from the answer"),
     "separate_reasoning": Absent(True, instead="the thought is always apart from the answer"),
     "stream_reasoning": Absent(True, instead="use include_reasoning"),
-    "thinking": Absent(instead=_THOUGHTS),
+    "thinking": Absent(instead=THOUGHTS),
     "thinking_token_budget": Absent(instead="use thinking_budget"),
     **{name: Absent(instead=_SHAPE + how) for name, how in _SHAPES.items()},
 }

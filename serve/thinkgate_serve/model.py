@@ -79,11 +79,13 @@ class Model:
         template_kwargs: Mapping[str, Any],
         tools: Sequence[Tool] = (),
         history: History = History.TEMPLATE,
+        thinking: bool = True,
     ) -> Prompt:
         """The prompt of a conversation, by the model's own chat template."""
+        asked = messages, template_kwargs, tools, history, thinking
         if not tools and sum(len(message.text) for message in messages) <= SHORT:
-            return self._render(messages, template_kwargs, tools, history)
-        return await self._off_loop(self._render, messages, template_kwargs, tools, history)
+            return self._render(*asked)
+        return await self._off_loop(self._render, *asked)
 
     async def encode(self, text: str, add_special_tokens: bool) -> list[int]:
         """Token ids of plain text."""

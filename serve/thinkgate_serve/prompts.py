@@ -14,24 +14,9 @@ from thinkgate_serve.engine import Tokenizer
 from thinkgate_serve.failures import ApiError
 from thinkgate_serve.messages import Message, Tool
 from thinkgate_serve.protocol import History
+from thinkgate_serve.template_options import refuse_unread
 
 __all__ = ["render"]
-
-RESERVED = {
-    "tokenize",
-    "add_generation_prompt",
-    "continue_final_message",
-    "return_dict",
-    "return_tensors",
-    "chat_template",
-    "conversation",
-    "tools",
-    "tokenizer",
-    "messages",
-    "tags",
-    "self",
-}
-"""Arguments of `apply_chat_template`, and on the way to it, that are ours to set."""
 
 
 def render(
@@ -41,20 +26,19 @@ def render(
     template_kwargs: Mapping[str, Any],
     tools: Sequence[Tool] = (),
     history: History = History.TEMPLATE,
+    thinking: bool = True,
 ) -> tuple[str, bool]:
     """The prompt, and whether it ends inside an open thought.
 
-    ApiError 400 when the template refuses the messages, or would show the model no tools.
+    Without `thinking` a template that has a switch for the thought turns it off, unless
+    `template_kwargs` say otherwise. ApiError 400 when the template refuses the messages, does not
+    read one of `template_kwargs`, or would show the model no tools.
     """
     from jinja2.exceptions import TemplateError
 
-    if reserved := RESERVED.intersection(template_kwargs):
-        raise ApiError(
-            400,
-            f"chat_template_kwargs may not set '{min(reserved)}'",
-            param="chat_template_kwargs",
-        )
     kwargs = dict(template_kwargs)
+    if not thinking:
+        kwargs.setdefault("enable_thinking", False)
     thoughts: dict[str, str] = {}
     plain: str | None = None
     if history is History.TEMPLATE:
@@ -62,6 +46,7 @@ def render(
     else:
         turns = [_without_thought(message, tags, history, thoughts) for message in messages]
     try:
+        refuse_unread(template_kwargs, tokenizer, tools)
         if tools:
             plain, _ = render_prompt(tokenizer, turns, tags, **kwargs)
             kwargs["tools"] = [tool.model_dump(exclude_none=True) for tool in tools]

@@ -212,7 +212,7 @@ class Conversing(Sample):
     reasoning_history: Annotated[History, Field(strict=False)] = History.TEMPLATE
     """Whether the model sees the thoughts of earlier turns."""
     chat_template_kwargs: JsonObject | None = None
-    """Passed to the chat template, such as `{"enable_thinking": false}`."""
+    """Variables that the model's chat template reads, such as `{"enable_thinking": false}`."""
     include_reasoning: bool = True
     """False leaves the thought out of the response; it is still generated and counted."""
     stop_in_reasoning: bool = False
@@ -357,8 +357,9 @@ class TokenizeRequest(Body):
     """Functions the model is shown; for `messages` only."""
     prompt: str | None = None
     chat_template_kwargs: JsonObject | None = None
-    add_special_tokens: bool = True
-    """For `prompt` only; chat templates write their own."""
+    """For `messages` only, as in chat."""
+    add_special_tokens: bool | None = None
+    """For `prompt` only, where the default is true; chat templates write their own."""
     return_token_strs: bool = False
 
     @model_validator(mode="after")
@@ -367,6 +368,10 @@ class TokenizeRequest(Body):
             raise Refused("prompt", "give either messages or prompt")
         if self.tools and self.messages is None:
             raise Refused("tools", "they are shown with messages only")
+        if self.chat_template_kwargs and self.messages is None:
+            raise Refused("chat_template_kwargs", "a prompt is taken as it is, without a template")
+        if self.add_special_tokens and self.messages is not None:
+            raise Refused("add_special_tokens", "chat templates write their own")
         return self
 
 
