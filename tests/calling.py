@@ -1,11 +1,12 @@
 """Chat requests with tools, asked of a scripted engine, whole and streamed."""
 
 import json
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import openai
 from conftest import ADD
-from fake_engine import HELLO, FakeEngine, ask
+from fake_engine import HELLO, CharTokenizer, FakeEngine, ask
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from pydantic import BaseModel
 from serving import HERMES
@@ -15,6 +16,22 @@ from thinkgate_serve.service import Settings
 SAY = {"type": "function", "function": {"name": "say"}}
 CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 7, "b": 8}}\n</tool_call>'
 OTHER = CALL.replace("7", "1")
+
+KIMI = [
+    "<|tool_calls_section_begin|>", "<|tool_call_begin|>", "<|tool_call_argument_begin|>",
+    "<|tool_call_end|>", "<|tool_calls_section_end|>",
+]  # fmt: skip
+
+
+class Ascii(CharTokenizer):
+    """Kimi's markers are one token, as in its models."""
+
+    def get_vocab(self) -> dict[str, int]:
+        markers = {marker: 128 + at for at, marker in enumerate(KIMI)}
+        return {chr(token): token for token in range(128)} | markers
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+        return "".join([*map(chr, range(128)), *KIMI][token] for token in token_ids)
 
 
 class Add(BaseModel):

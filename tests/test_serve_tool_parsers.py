@@ -4,9 +4,9 @@ import json
 from typing import Any
 
 import pytest
-from calling import CALL, SAY, STRICT, streamed, whole
+from calling import CALL, KIMI, SAY, STRICT, Ascii, streamed, whole
 from conftest import ADD
-from fake_engine import HELLO, CharTokenizer, FakeEngine, ask, characters
+from fake_engine import HELLO, FakeEngine, ask, characters
 from grammars import END, matcher
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -24,20 +24,6 @@ BITS = [
     '"', "null", '{"name": 5, "arguments": {}}', '{"arguments": {}, "name": "say"}', '{"name":{}}',
     "x", "<parameter=a>", "<function=add>",
 ]  # fmt: skip
-
-
-KIMI = [
-    "<|tool_calls_section_begin|>", "<|tool_call_begin|>", "<|tool_call_argument_begin|>",
-    "<|tool_call_end|>", "<|tool_calls_section_end|>",
-]  # fmt: skip
-
-
-class Ascii(CharTokenizer):
-    """Kimi's markers are one token, as in its models."""
-
-    def get_vocab(self) -> dict[str, int]:
-        markers = {marker: 128 + at for at, marker in enumerate(KIMI)}
-        return {chr(token): token for token in range(128)} | markers
 
 
 @pytest.mark.parametrize("parser", ["hermes", "granite"])

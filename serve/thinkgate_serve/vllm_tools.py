@@ -11,6 +11,7 @@ from typing import Any
 from thinkgate.config import nearest
 from thinkgate.errors import ConfigError
 from thinkgate_serve.engine import Tokenizer
+from thinkgate_serve.hidden_tags import HiddenTags
 from thinkgate_serve.messages import FunctionDefinition, Tool
 from thinkgate_serve.tools import CallDelta, Reader, Said
 
@@ -20,6 +21,15 @@ BINDABLE = frozenset({"hermes", "kimi_k2"})
 """Parsers that find no call but where vLLM's grammar for them begins one, and hand on its arguments
 as they stand. Others read spellings that their grammar lets through (qwen3_coder's, llama's), come
 with another model's grammar (longcat's), or lose arguments of a stream (deepseek_v3's)."""
+
+TAGS = {
+    "hermes": ("<tool_call>", "</tool_call>"),
+    "longcat": ("<longcat_tool_call>", "</longcat_tool_call>"),
+    "kimi_k2": (
+        "<|tool_call_argument_begin|>", "<|tool_call_end|>", "<|tool_calls_section_end|>",
+    ),
+}  # fmt: skip
+"""Between which parsers that look for tags first expect a call's JSON."""
 
 PROBE = Tool(type="function", function=FunctionDefinition(name="probe"))
 
@@ -54,7 +64,9 @@ class VLLMToolParser:
         request = _request(tools)
         make: Any = ToolParserManager.get_tool_parser(self.name)
         parser = make(tokenizer, request.tools)
-        return VLLMReader(parser, parser.adjust_request(request))
+        tags = TAGS.get(self.name)
+        hidden = None if tags is None else HiddenTags(*tags)
+        return VLLMReader(parser, parser.adjust_request(request), hidden)
 
     def bound(self, tools: Sequence[Tool]) -> Mapping[str, Any] | None:
         from vllm.tool_parsers import ToolParserManager
@@ -84,13 +96,18 @@ class VLLMReader(Reader):
     A model may write anything, and parsers stumble over some of it: what one cannot read is text.
     """
 
-    def __init__(self, parser: Any, request: Any) -> None:
+    def __init__(self, parser: Any, request: Any, hidden: HiddenTags | None) -> None:
         super().__init__()
         self._parser = parser
         self._request = request
+        self._hidden = hidden
         self.keeps_special = not request.skip_special_tokens
+        self._written = ""
         self._text = ""
+        """What was written, as handed to the parser."""
         self._ids: list[int] = []
+        self._told = ""
+        """The text in it, as far as it is known."""
         self._indices: dict[int, int] = {}
         """Of the calls begun: the parser's count, which may have gaps, and ours."""
         # Parsers that also split thoughts off are to leave that to us.
@@ -100,56 +117,82 @@ class VLLMReader(Reader):
         """Whether it reads the delta alone; the others read everything again each time."""
 
     def feed(self, text: str, ids: Sequence[int]) -> Sequence[Said]:
+        if self._hidden is not None:
+            ids = ()  # they would tell of the tags
         if not text and not ids:
             return ()
         text_before, ids_before = self._text, self._ids
+        delta = self._hide(text)
         if not self._incremental:
-            self._text += text
+            self._written += text
+            self._text += delta
             self._ids = [*self._ids, *ids]
         try:
             message = self._parser.extract_tool_calls_streaming(
                 text_before,
-                text if self._incremental else self._text,
-                text,
+                delta if self._incremental else self._text,
+                delta,
                 ids_before,
                 list(ids) if self._incremental else self._ids,
                 list(ids),
                 self._request,
             )
         except Exception as error:
-            return self._stumbled(error, text)
+            self._stumbled(error)
+            return self._tell(text)
         return self._said(message)
 
     def close(self) -> Sequence[Said]:
         if hasattr(self._parser, "finish_streaming"):
             return self._said(self._parser.finish_streaming())
+        if not self.called:
+            return self._held_back()
         last = self._indices.get(len(self._parser.prev_tool_call_arr) - 1)
         rest = "" if last is None else self._parser.get_remaining_unstreamed_args()
         return [CallDelta(last, rest)] if last is not None and rest else ()
 
     def whole(self, text: str) -> Sequence[Said]:
+        return self._read(text, self._hide(text))
+
+    def _hide(self, text: str) -> str:
+        return text if self._hidden is None else self._hidden.feed(text)
+
+    def _read(self, written: str, handed: str) -> Sequence[Said]:
         try:
-            found = self._parser.extract_tool_calls(text, self._request)
+            found = self._parser.extract_tool_calls(handed, self._request)
         except Exception as error:
-            return self._stumbled(error, text)
-        said: list[Said] = [found.content] if found.content else []
+            self._stumbled(error)
+            return [written] if written else []
+        content = written if found.content == handed else found.content
+        said: list[Said] = [content] if content else []
         for index, call in enumerate(found.tool_calls):
-            function = call.function
-            said.append(
-                self._begin(index, function.name, function.arguments, self._own_id(call.id))
-            )
+            # Half of a surrogate pair, which JSON can escape and UTF-8 cannot say.
+            arguments = call.function.arguments.encode(errors="backslashreplace").decode()
+            said.append(self._begin(index, call.function.name, arguments, self._own_id(call.id)))
         return said
 
-    def _stumbled(self, error: Exception, text: str) -> Sequence[Said]:
+    def _held_back(self) -> Sequence[Said]:
+        """What an answer says that called nothing while it arrived: until its end, a tag that is
+        only mentioned may begin a call."""
+        said = self._read(self._written, self._text)
+        text = "".join(one for one in said if isinstance(one, str))
+        calls = [one for one in said if isinstance(one, CallDelta)]
+        rest = text[len(self._told) :] if text.startswith(self._told) else ""
+        return [rest, *calls] if rest else calls
+
+    def _stumbled(self, error: Exception) -> None:
         """Its message may quote the answer, which belongs in no log."""
         where = type(self._parser).__name__
         print(f"thinkgate: {where} failed on an answer: {type(error).__name__}", file=sys.stderr)
-        return (text,) if text else ()
+
+    def _tell(self, text: str | None) -> list[Said]:
+        self._told += text or ""
+        return [text] if text else []
 
     def _said(self, message: Any) -> list[Said]:
         if message is None:
             return []
-        said: list[Said] = [message.content] if message.content else []
+        said = self._tell(message.content)
         for delta in message.tool_calls or []:
             function = delta.function
             if function is None:
