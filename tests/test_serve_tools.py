@@ -107,23 +107,6 @@ def test_a_named_function_must_be_called(way: Any) -> None:
     assert constraint.schema == ADD["function"]["parameters"]
 
 
-def test_definitions_move_to_the_top_of_the_shape() -> None:
-    def tool(name: str, point: dict[str, Any]) -> dict[str, Any]:
-        parameters = {"type": "object", "properties": {"p": {"$ref": "#/$defs/Point"}},
-                      "$defs": {"Point": point}}  # fmt: skip
-        return {"type": "function", "function": {"name": name, "parameters": parameters}}
-
-    one, other = {"type": "integer"}, {"type": "string"}
-    engine = scripted("[]")
-    whole(engine, settings=None, tools=[tool("f", one), tool("g", one)], tool_choice="required")
-    constraint = engine.requests[1][1].constraint
-    assert constraint is not None and constraint.schema is not None
-    assert constraint.schema["$defs"] == {"Point": one}
-    tools = [tool("f", one), tool("g", other)]
-    refused = ask(scripted(""), messages=HELLO, tools=tools, tool_choice="required")
-    assert refused.status_code == 400 and refused.json()["error"]["param"] == "tools"
-
-
 @given(
     st.lists(
         st.tuples(

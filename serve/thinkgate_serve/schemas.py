@@ -1,4 +1,4 @@
-"""Which JSON schemas answers are really held to.
+"""Which JSON schemas answers are really held to, and how one stands within another.
 
 Owns what vLLM's grammars (xgrammar 0.2) read over without a word: a rule that would silently not
 hold is named, so that the request can be refused. What they refuse themselves is not repeated
@@ -11,7 +11,7 @@ from typing import Any
 
 from thinkgate_serve.exclusive import Exclusive
 
-__all__ = ["rule_not_kept"]
+__all__ = ["placed", "rule_not_kept"]
 
 UNKNOWN = (
     "not", "if", "then", "else", "dependentRequired", "dependentSchemas", "dependencies",
@@ -31,13 +31,42 @@ RULES = TYPED | {
 }  # fmt: skip
 NAMED = ("properties", "patternProperties", "$defs", "definitions")
 LISTED = ("anyOf", "oneOf", "allOf", "prefixItems")
-NESTED = ("items", "additionalProperties", "propertyNames", "contains", "unevaluatedProperties")
+NESTED = (
+    "items", "additionalProperties", "propertyNames", "contains", "unevaluatedProperties",
+    "unevaluatedItems",
+)  # fmt: skip
+DATA = frozenset({"enum", "const", "default", "examples"})
+"""What stands in these is no schema."""
 LOOKAROUNDS = ("(?=", "(?!", "(?<")
 
 
 def rule_not_kept(schema: Mapping[str, Any] | None) -> str | None:
     """The first rule an answer would not be held to, and where; None when it is held to all."""
     return None if schema is None else _first_problem(schema, "", Exclusive(schema))
+
+
+def placed(schema: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """`schema` for a part of another one, at the path `place` (`#/a/b`): its references to itself
+    lead there, and it has no name of its own, which they would be read against."""
+    moved = _moved(schema, place)
+    return {key: part for key, part in moved.items() if key not in ("$id", "$schema")}
+
+
+def _moved(part: Any, place: str) -> Any:
+    if isinstance(part, list):
+        return [_moved(one, place) for one in part]
+    if not isinstance(part, Mapping):
+        return part
+    moved = dict(part)
+    for key in moved.keys() - DATA:
+        value = moved[key]
+        if key in NAMED and isinstance(value, Mapping):
+            moved[key] = {name: _moved(one, place) for name, one in value.items()}
+        elif key != "$ref":
+            moved[key] = _moved(value, place)
+        elif value == "#" or str(value).startswith("#/"):
+            moved[key] = place + value[1:]
+    return moved
 
 
 def _first_problem(schema: Any, path: str, exclusive: Exclusive) -> str | None:

@@ -16,6 +16,7 @@ from thinkgate_serve.engine import BoundCalls, Constraint, Tokenizer
 from thinkgate_serve.failures import ApiError
 from thinkgate_serve.messages import NamedTool, Tool
 from thinkgate_serve.protocol import ChatRequest
+from thinkgate_serve.schemas import placed
 
 __all__ = ["Call", "CallDelta", "Reader", "Said", "ToolParser", "ToolUse", "Verbatim", "gather"]
 
@@ -275,28 +276,20 @@ def _parameters(tool: Tool) -> dict[str, Any]:
 
 
 def _array_of_calls(tools: Sequence[Tool], one: bool) -> dict[str, Any]:
-    """The schema of a list of calls; definitions that parameters refer to move to its top."""
+    """The schema of a list of calls, in which `$defs` has the parameters of each function."""
     shapes: list[dict[str, Any]] = []
-    definitions: dict[str, Any] = {}
+    parameters: dict[str, Any] = {}
     for tool in tools:
-        parameters = dict(_parameters(tool))
-        own = parameters.pop("$defs", {})
-        if not isinstance(own, dict):
-            raise ApiError(400, f"$defs of '{tool.function.name}' is no object", param="tools")
-        for name, schema in own.items():
-            if definitions.setdefault(name, schema) != schema:
-                raise ApiError(
-                    400, f"two tools define '{name}' in $defs differently", param="tools"
-                )
-        properties = {"name": {"const": tool.function.name}, "parameters": parameters}
+        name = tool.function.name
+        place = f"#/$defs/{name}"
+        parameters[name] = placed(_parameters(tool), place)
         shapes.append(
             {
                 "type": "object",
-                "properties": properties,
+                "properties": {"name": {"const": name}, "parameters": {"$ref": place}},
                 "required": ["name", "parameters"],
                 "additionalProperties": False,
             }
         )
     schema: dict[str, Any] = {"type": "array", "minItems": 1, "items": {"anyOf": shapes}}
-    schema |= {"maxItems": 1} if one else {}
-    return schema | ({"$defs": definitions} if definitions else {})
+    return schema | ({"maxItems": 1} if one else {}) | {"$defs": parameters}
