@@ -31,10 +31,19 @@ def base(tmp_path: Path, registry: Registry) -> Card:
     return find_target(str(tmp_path / "base"), registry=registry)
 
 
-def plain_adapter(folder: Path, config: object = LORA) -> Path:
+def weights_of(*modules: str) -> dict[str, np.ndarray]:
+    """As PEFT names them."""
+    return {
+        f"base_model.model.{module}.lora_{part}.weight": np.zeros(2)
+        for module in modules
+        for part in "AB"
+    }
+
+
+def plain_adapter(folder: Path, config: object = LORA, *modules: str) -> Path:
     folder.mkdir()
     (folder / "adapter_config.json").write_text(json.dumps(config))
-    save_file({"lora_A": np.zeros(2)}, folder / WEIGHTS)
+    save_file(weights_of(*modules or ("model.layers.0.self_attn.q_proj",)), folder / WEIGHTS)
     return folder
 
 
@@ -76,7 +85,7 @@ def test_an_adapter_nobody_judged_is_refused(base: Card, registry: Registry, tra
 
 def test_a_changed_adapter_is_refused(base: Card, registry: Registry, trained: Path) -> None:
     record_decision(trained)
-    save_file({"lora_A": np.ones(2)}, trained / META / ADAPTER / WEIGHTS)
+    save_file({"x": np.ones(2)}, trained / META / ADAPTER / WEIGHTS)
     with pytest.raises(CheckpointError, match="is refused"):
         find(base, registry, trained)
     with pytest.raises(CheckpointError, match="changed after training"):
@@ -121,6 +130,64 @@ def test_what_is_no_lora_adapter(
     folder = plain_adapter(tmp_path / "plain", config)
     with pytest.raises(CheckpointError, match=reason):
         find(base, registry, folder, allow=True)
+
+
+TENSORS = [
+    "model.embed_tokens.weight", "model.layers.0.self_attn.q_proj.weight",
+    "model.layers.1.mlp.experts.0.up_proj.qweight", "model.norm.weight",
+]  # fmt: skip
+
+
+def with_weights(base: Card, names: list[str], sharded: bool = False) -> Card:
+    """The base, ungated: other files than its manifest's lie in its folder."""
+    folder = Path(base.source)
+    if sharded:
+        index = {"weight_map": dict.fromkeys(names, "model-1.safetensors")}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    else:
+        save_file({name: np.zeros(1) for name in names}, folder / "model.safetensors")
+    return base
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.parametrize(
+    "module",
+    ["model.layers.7.self_attn.q_proj", "transformer.h.0.attn.q_proj", "model.q_proj", "x.y"],
+)
+def test_an_adapter_that_would_change_nothing_is_refused(
+    tmp_path: Path, base: Card, registry: Registry, module: str, sharded: bool
+) -> None:
+    folder = plain_adapter(tmp_path / "plain", LORA, module)
+    base = with_weights(base, TENSORS, sharded)
+    with pytest.raises(CheckpointError, match="no weight for any module") as refused:
+        find(base, registry, folder, allow=True)
+    assert str(folder / WEIGHTS) in str(refused.value) and module in str(refused.value)
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.parametrize("wrapped", ["", "language_model.", "model.language_model."])
+@pytest.mark.parametrize(
+    "module",
+    ["model.layers.0.self_attn.q_proj", "layers.1.mlp.experts", "model.embed_tokens", "lm_head",
+     "layers.1.mlp.experts.0.up_proj"],
+)  # fmt: skip
+def test_an_adapter_that_fits_is_served(
+    tmp_path: Path, base: Card, registry: Registry, module: str, wrapped: str, sharded: bool
+) -> None:
+    folder = plain_adapter(tmp_path / "plain", LORA, wrapped + module)
+    for prefix in ("", "language_model."):
+        named = with_weights(base, [prefix + name for name in TENSORS], sharded)
+        assert find(named, registry, folder, allow=True).adapter == folder
+
+
+def test_weights_for_no_module_are_named(
+    tmp_path: Path, base: Card, registry: Registry, capfd: pytest.CaptureFixture[str]
+) -> None:
+    layers = [f"model.layers.{layer}.self_attn.q_proj" for layer in (0, 7)]
+    folder = plain_adapter(tmp_path / "plain", LORA, *layers)
+    assert find(with_weights(base, TENSORS), registry, folder, allow=True).adapter == folder
+    said = capfd.readouterr().err
+    assert "2 of 4 weights are for no module" in said and layers[1] in said
 
 
 def test_names_and_ranks_that_cannot_be(tmp_path: Path, base: Card, registry: Registry) -> None:

@@ -18,10 +18,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from thinkgate.checkpoint import ADAPTER, META, load_checkpoint
-from thinkgate.errors import ServerError
+from thinkgate.errors import CheckpointError, ServerError
 from thinkgate.registry import Registry
 from thinkgate_clients.local import local_server
+from thinkgate_serve.adapters import find_adapters
 from thinkgate_serve.auth import add_key
+from thinkgate_serve.card import Card, find_target
 
 pytestmark = pytest.mark.slow
 
@@ -137,6 +139,27 @@ def test_an_adapter_alias_moves_in_the_place_of_the_old_one_and_back(
         attempt = deploy(silent)
         assert (attempt["outcome"], attempt["placement"]) == ("deployed", "replace")
         assert says("sixteen") == says("production") == LESSONS["closed"]
+
+
+def test_an_adapter_of_a_deeper_model_is_refused(
+    gated_checkpoint: Path, trained: Path, tmp_path: Path
+) -> None:
+    """vLLM loads it, and answers as the base. As PEFT wrote it, it fits."""
+    registry = Registry(tmp_path / "registry")
+    base = find_target(str(gated_checkpoint), registry=registry, allow_ungated=True)
+    adapter = shutil.copytree(trained / META / ADAPTER, tmp_path / "plain")
+
+    def find() -> Card:
+        wanted = {"x": str(adapter)}
+        (card,) = find_adapters(wanted, base, registry=registry, allow_ungated=True)
+        return card
+
+    assert find().adapter == adapter
+    weights = load_file(adapter / WEIGHTS)
+    deeper = {name.replace("layers.", "layers.9"): weight for name, weight in weights.items()}
+    save_file(deeper, adapter / WEIGHTS)
+    with pytest.raises(CheckpointError, match="no weight for any module"):
+        find()
 
 
 def test_an_adapter_vllm_cannot_load_ends_the_start(

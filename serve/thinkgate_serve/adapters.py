@@ -6,6 +6,8 @@ and the base below. On any other base the adapter is another model, which nobody
 """
 
 import json
+import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +21,10 @@ from thinkgate_serve.card import Card, find_target
 __all__ = ["find_adapters", "lora_options"]
 
 CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+LORA = ".lora_"
+"""In the names of LoRA's weights, after the module they are for."""
+LAYER = re.compile(r"[A-Za-z_]\w*\.\d+(\.|$).*")
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """Those vLLM makes room for."""
 
@@ -36,6 +42,7 @@ def find_adapters(
         if allow_ungated and folder.is_dir() and not (folder / META).exists():
             digest = model_digest(folder)
             card = Card(name=name, source=str(folder), digest=digest, decision=None, adapter=folder)
+            _check_fit(card, folder, Path(base.source))
         else:
             card = find_target(target, registry=registry, allow_ungated=allow_ungated, name=name)
             card = _adapter_of(card, base)
@@ -98,6 +105,66 @@ def _path(manifest: Manifest) -> str | None:
 
 def _template(manifest: Manifest) -> str:
     return manifest.template.chat_template_sha256
+
+
+def _check_fit(card: Card, adapter: Path, base: Path) -> None:
+    """CheckpointError when none of an adapter's weights is for a module of the base.
+
+    vLLM compares the ends of names alone (`q_proj`); what is for `q_proj` of a layer that is not
+    there loads, is used nowhere, and the base answers under the adapter's name. Without a look at
+    both, as for a Hub id or weights in other files, nothing is said.
+    """
+    weights = [name for name in _tensors(adapter / WEIGHTS) if LORA in name]
+    modules = _modules(base)
+    lost = [name for name in weights if _place(name.split(LORA)[0]) not in modules]
+    if not lost or not modules:
+        return
+    about = f"--lora {card.name}: {adapter / WEIGHTS}"
+    if len(lost) == len(weights):
+        raise CheckpointError(
+            f"{about} has no weight for any module of {base}, only for others such as "
+            f"'{lost[0]}'; serve it beside the base it was trained on"
+        )
+    # PEFT reads over these too, so the adapter may well be right: of a larger model cut down, say.
+    print(
+        f"thinkgate: {about}: {len(lost)} of {len(weights)} weights are for no module of {base} "
+        f"and change nothing, such as '{lost[0]}'",
+        file=sys.stderr,
+    )
+
+
+def _modules(base: Path) -> set[str]:
+    """Their places in a folder; none when the weights are not where transformers has them."""
+    try:
+        index = json.loads((base / "model.safetensors.index.json").read_text(encoding="utf-8"))
+        names = list(index["weight_map"])
+    except (OSError, ValueError, KeyError, TypeError):
+        names = _tensors(base / "model.safetensors")
+    found: set[str] = set()
+    for name in names:
+        parts = _place(name.rpartition(".")[0]).split(".")
+        # What has parts is one as well: `experts` of `experts.0`.
+        found |= {".".join(parts[:end]) for end in range(min(2, len(parts)), len(parts) + 1)}
+    # It often is the embedding, and then in no file.
+    return found | {"lm_head"} if found else found
+
+
+def _place(module: str) -> str:
+    """A module's name from its layer on (`layers.0.mlp`), else the end of it: what is before
+    differs with the classes a model is wrapped in."""
+    layer = LAYER.search(module)
+    return layer[0] if layer else module.rpartition(".")[2]
+
+
+def _tensors(file: Path) -> list[str]:
+    """Their names; none of a file that cannot be read, about which vLLM has more to say."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="np") as opened:
+            return list(opened.keys())
+    except (OSError, SafetensorError):
+        return []
 
 
 def _read_config(card: Card) -> dict[str, Any]:
