@@ -105,6 +105,14 @@ def test_text_that_calls_nothing_is_left_as_it_is(text: str, size: int) -> None:
     assert gather(in_pieces("hermes", text, size)) == (text, [])
 
 
+def test_a_call_cut_short_is_text_or_incomplete() -> None:
+    text = f'So: {HERMES[0]}{{"name": "add", "arguments": {{"a": "</tool_call>'
+    assert gather(reader("hermes").whole(text)) == (text, [])
+    content, (call,) = gather(in_pieces("hermes", text, 1))
+    assert content == "So: "
+    assert (call.name, json.loads(call.arguments + '"}')) == ("add", {"a": "</tool_call>"})
+
+
 @settings(derandomize=True, max_examples=100)
 @given(TEXTS, TEXTS, CUTS)
 @example('{"a": "cut', '} <b> "<b>"', 1)
