@@ -13,6 +13,7 @@ from grammars import accepts, compiler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
+from jsonschema.exceptions import SchemaError
 from pydantic import BaseModel, Field
 
 from thinkgate_serve.schemas import rule_not_kept
@@ -52,6 +53,10 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "looking ahead": ({"type": "string", "pattern": "(?=a)b"}, "b"),
     "elsewhere": ({"$ref": "https://example.org/schema"}, 1),
     "a file": ({"$ref": "file:///schema"}, 1),
+    "in no known place": (
+        {"$ref": "#/components/a", "components": {"a": {"type": "integer", "not": {"const": 3}}}},
+        3,
+    ),
     "an anchor": ({"$ref": "#a", "$defs": {"b": {"$anchor": "a", "type": "integer"}}}, "x"),
     "dynamic": (
         {"$dynamicRef": "#a", "$defs": {"b": {"$dynamicAnchor": "a", "type": "integer"}}},
@@ -104,6 +109,21 @@ def test_what_pydantic_writes_is_kept_to(model: type[BaseModel]) -> None:
     schema = model.model_json_schema()
     assert rule_not_kept(schema) is None
     compiler().compile_json_schema(json.dumps(schema))
+
+
+@pytest.mark.parametrize(
+    "part", [{"required": 5}, {"allOf": 5}, {"$ref": 5}, {"enum": 5}, {"a": 1}]
+)
+def test_what_only_a_reference_knows_of_is_looked_at(part: dict[str, Any]) -> None:
+    """Nobody checked before that it is a schema."""
+    refers = {"$ref": "#/components/a"}
+    schema = {"oneOf": [INTEGER, refers], "components": {"a": OBJECT | part}}
+    if part == {"a": 1}:
+        assert rule_not_kept(schema) is None
+    else:
+        with pytest.raises(SchemaError):
+            rule_not_kept(schema)
+    assert rule_not_kept(schema | {"components": {}}) is not None  # leads nowhere
 
 
 def test_names_of_properties_are_no_rules() -> None:

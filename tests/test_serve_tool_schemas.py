@@ -50,6 +50,14 @@ CASES: dict[str, tuple[dict[str, Any], Any, Any]] = {
         closed({"p": INTEGER, "q": {"$ref": "#/properties/p"}}),
         {"p": 1, "q": 2}, {"p": 1, "q": "x"},
     ),
+    "an unusual place": (
+        closed(
+            {"p": {"$ref": "#/components/schemas/P"}},
+            components={"schemas": {"P": {"type": "array", "items": {"$ref": "#/$defs/T"}}}},
+            **{"$defs": {"T": TEXT}},
+        ),
+        {"p": ["x"]}, {"p": [1]},
+    ),
     "the whole": (
         chain("#"), {"v": 1, "next": {"v": 2, "next": None}}, {"v": 1, "next": {"v": "x"}},
     ),
@@ -137,5 +145,5 @@ def test_a_strict_call_is_held_to_parameters_that_refer_to_themselves(case: str)
 @pytest.mark.parametrize("way", [whole, streamed])
 def test_such_calls_reach_the_client(way: Any) -> None:
     deep = {"v": 1, "next": {"v": 2, "next": None}}
-    text = CALL.replace('{"a": 7, "b": 8}', json.dumps(deep)).replace("add", "f4.x")
-    assert made(way(FakeEngine(characters(text)), tools=tools())) == [("f4.x", deep)]
+    text = CALL.replace('{"a": 7, "b": 8}', json.dumps(deep)).replace("add", "f5.x")
+    assert made(way(FakeEngine(characters(text)), tools=tools())) == [("f5.x", deep)]

@@ -40,6 +40,14 @@ class Exclusive:
         except Unresolvable:
             return None
 
+    def referred(self, reference: str) -> Any:
+        """What `#/a/b` names."""
+        found: Any = self._whole
+        for name in reference.removeprefix("#").split("/")[1:]:
+            name = name.replace("~1", "/").replace("~0", "~")
+            found = found.get(name) if isinstance(found, Mapping) else None
+        return found
+
     def overlap(self, branches: list[Any]) -> tuple[int, int] | None:
         """The first two of `branches` that one value may fit both of."""
         for (at, one), (other_at, other) in combinations(enumerate(branches), 2):
@@ -57,20 +65,12 @@ class Exclusive:
         if depth < 0 or self._steps > MAX_STEPS or not isinstance(schema, Mapping):
             yield True
         elif "$ref" in schema:
-            yield from self._simple(self._referred(schema["$ref"]), depth - 1)
+            yield from self._simple(self.referred(schema["$ref"]), depth - 1)
         elif choices := schema.get("anyOf") or schema.get("oneOf"):
             for choice in choices:
                 yield from self._simple(choice, depth - 1)
         else:
             yield schema
-
-    def _referred(self, reference: str) -> Any:
-        """What `#/a/b` names."""
-        found: Any = self._whole
-        for name in reference.removeprefix("#").split("/")[1:]:
-            name = name.replace("~1", "/").replace("~0", "~")
-            found = found.get(name) if isinstance(found, Mapping) else None
-        return found
 
     def _differ(self, one: Any, other: Any, depth: int) -> bool:
         self._steps += 1

@@ -42,7 +42,14 @@ LOOKAROUNDS = ("(?=", "(?!", "(?<")
 
 def rule_not_kept(schema: Mapping[str, Any] | None) -> str | None:
     """The first rule an answer would not be held to, and where; None when it is held to all."""
-    return None if schema is None else _first_problem(schema, "", Exclusive(schema))
+    if schema is None:
+        return None
+    exclusive = Exclusive(schema)
+    for path, part in _schemas(schema, exclusive).items():
+        problem = _problem(part) or _unfit_value(part, exclusive) or _both_fit(part, exclusive)
+        if problem is not None:
+            return f"at '{path or '/'}' {problem}"
+    return None
 
 
 def placed(schema: Mapping[str, Any], place: str) -> dict[str, Any]:
@@ -69,14 +76,32 @@ def _moved(part: Any, place: str) -> Any:
     return moved
 
 
-def _first_problem(schema: Any, path: str, exclusive: Exclusive) -> str | None:
-    if not isinstance(schema, Mapping):
-        return None
-    problem = _problem(schema) or _unfit_value(schema, exclusive) or _both_fit(schema, exclusive)
-    if problem is not None:
-        return f"at '{path or '/'}' {problem}"
-    found = (_first_problem(part, f"{path}/{name}", exclusive) for name, part in _parts(schema))
-    return next((problem for problem in found if problem is not None), None)
+def _schemas(whole: Mapping[str, Any], exclusive: Exclusive) -> dict[str, Mapping[str, Any]]:
+    """All in it by path, those included that only a reference knows of: `#/components/A`, say.
+
+    SchemaError when such a one is none; whether the others are was checked before.
+    """
+    from jsonschema import Draft202012Validator
+
+    found: dict[str, Mapping[str, Any]] = {}
+    seen: set[int] = set()
+    waiting: list[tuple[str, Any]] = [("", whole)]
+    referred: list[str] = []
+    while waiting or referred:
+        unchecked = not waiting  # all that is in known places was seen
+        if unchecked:
+            reference = referred.pop(0)
+            waiting.append((reference.removeprefix("#"), exclusive.referred(reference)))
+        path, part = waiting.pop()
+        if id(part) in seen or not isinstance(part, Mapping):
+            continue
+        if unchecked:
+            Draft202012Validator.check_schema(part)
+        seen.add(id(part))
+        found[path] = part
+        waiting += reversed([(f"{path}/{name}", inner) for name, inner in _parts(part)])
+        referred += [part["$ref"]] if "$ref" in part else []
+    return found
 
 
 def _problem(schema: Mapping[str, Any]) -> str | None:
