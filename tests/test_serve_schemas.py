@@ -249,6 +249,30 @@ def test_every_text_a_one_of_lets_through_is_valid(them: list[Any], one: Any) ->
         assert valid(value) or not accepts(schema, value), value
 
 
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "string", "pattern": "(a+)+$", "enum": ["a" * 60 + "!"]},
+        {
+            "type": "object",
+            "properties": {"a": {"$ref": "#/$defs/slow"}},
+            "const": {"a": "a" * 60 + "!"},
+            "$defs": {"slow": {"type": "string", "pattern": "(a+)+$"}},
+        },
+        OBJECT | {"patternProperties": {"(a+)+$": {}}, "const": {"a" * 60 + "!": 1}},
+        {"oneOf": [{"const": "a" * 60 + "!"}, {"type": "string", "pattern": "(a+)+$"}]},
+    ],
+)
+def test_no_pattern_of_a_client_is_matched_by_python(schema: dict[str, Any]) -> None:
+    """It would take years, during which nobody else gets an answer."""
+    assert rule_not_kept(schema) is not None
+
+
+def test_a_property_may_be_called_pattern() -> None:
+    named = {"type": "object", "properties": {"pattern": INTEGER}, "required": ["pattern"]}
+    assert rule_not_kept({"oneOf": [{"const": "x"}, named]}) is None
+
+
 def test_listed_values_may_stand_beside_references_and_nothing_is_fetched() -> None:
     asked: list[str] = []
 

@@ -32,13 +32,32 @@ class Exclusive:
         self._steps = 0
 
     def fits(self, value: Any, schema: Mapping[str, Any]) -> bool | None:
-        """Whether `value` fits a part of the whole; None when that refers to what is not there."""
+        """Whether `value` fits a part of the whole; None when that refers to what is not there, or
+        when a client's pattern would have to be matched: Python's take exponential time over some,
+        and hold up every other request meanwhile."""
         from referencing.exceptions import Unresolvable
 
+        if self._matches_patterns(schema):
+            return None
         try:
             return self._validator.evolve(schema=schema).is_valid(value)
         except Unresolvable:
             return None
+
+    def _matches_patterns(self, schema: Any) -> bool:
+        waiting, refers = [schema], False
+        while waiting:
+            part = waiting.pop()
+            if isinstance(part, Mapping):
+                if isinstance(part.get("pattern"), str) or "patternProperties" in part:
+                    return True
+                if not refers and isinstance(part.get("$ref"), str):
+                    refers = True
+                    waiting.append(self._whole)
+                waiting += part.values()
+            elif isinstance(part, list):
+                waiting += part
+        return False
 
     def referred(self, reference: str) -> Any:
         """What `#/a/b` names."""

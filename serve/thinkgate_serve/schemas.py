@@ -148,9 +148,12 @@ def _unfit_value(schema: Mapping[str, Any], exclusive: Exclusive) -> str | None:
     values = schema["enum"] if "enum" in schema else [schema["const"]]
     # Without the list itself, which would be searched for each of its values.
     rest = {key: schema[key] for key in RULES.intersection(schema) - {"enum", "const"}}
-    if all(exclusive.fits(value, rest) for value in values):
+    fit = [exclusive.fits(value, rest) for value in values]
+    if all(fit):
         return None
-    return "a value that is listed does not fit the other rules"
+    if False in fit:
+        return "a value that is listed does not fit the other rules"
+    return "whether the listed values fit the patterns or references beside them is not looked at"
 
 
 def _parts(schema: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
