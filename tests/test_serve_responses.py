@@ -37,7 +37,15 @@ def respond(said: str | Iterable[Delta] | FakeEngine, **body: Any) -> Response:
 
 
 def scripted(said: str | Iterable[Delta]) -> FakeEngine:
-    return FakeEngine(characters(said) if isinstance(said, str) else said)
+    """It goes on where the prompt ends, as it does for an answer of a given shape."""
+
+    def rest(prompt: str, _: Sampling) -> Iterable[Delta]:
+        if not isinstance(said, str):
+            return said
+        begun = next(at for at in range(len(said), -1, -1) if prompt.endswith(said[:at]))
+        return characters(said[begun:])
+
+    return FakeEngine(rest)
 
 
 def events(said: str | Iterable[Delta] | FakeEngine, **body: Any) -> list[Any]:
@@ -410,6 +418,7 @@ def test_a_real_call_and_its_result(served: LocalServer) -> None:
     say: Callable[..., Any] = client(served).responses.create
     asked: dict[str, Any] = {"model": served.model, "tools": [TOOL], "temperature": 0}
     first = say(input="add", **asked)
+    assert first.tools[0].strict is True
     call = first.output[1]
     assert (call.type, json.loads(call.arguments)) == ("function_call", {"a": 7, "b": 8})
     result = {"type": "function_call_output", "call_id": call.call_id, "output": "15"}

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import httpx
 import pytest
 from calling import CALL, KIMI, SAY, STRICT, Ascii, streamed, whole
 from conftest import ADD
@@ -11,6 +12,7 @@ from grammars import END, matcher
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
+from openai.types.responses import Response
 from serving import HERMES
 
 from thinkgate_serve.engine import BoundCalls
@@ -40,14 +42,14 @@ def test_no_parser_stumbles_over_what_a_model_writes(parser: str, text: str, siz
     make = VLLMToolParser(parser)
     gather(make.reader(tools, Ascii()).whole(text))
     reader = make.reader(tools, Ascii())
-    said: list[Said] = []
+    read: list[Said] = []
     for at in range(0, len(text), size):
         piece = text[at : at + size]
-        said += reader.feed(piece, [ord(char) for char in piece])
-    said += reader.close()
-    begun = [one.index for one in said if isinstance(one, CallDelta) and one.name is not None]
+        read += reader.feed(piece, [ord(char) for char in piece])
+    read += reader.close()
+    begun = [one.index for one in read if isinstance(one, CallDelta) and one.name is not None]
     assert begun == list(range(len(begun)))
-    gather(said)
+    gather(read)
 
 
 def accepted(constraint: Any, text: str) -> bool:
@@ -103,6 +105,85 @@ def test_strict_is_refused_where_it_cannot_be_kept_to() -> None:
     assert "the schema of 'add' cannot be used" in beyond.json()["error"]["message"]
 
 
+def said(tools: list[Any], engine: FakeEngine | None = None, **body: Any) -> Any:
+    """A response to a request with `tools`, as chat has them."""
+    flat = [{"type": "function"} | one["function"] for one in tools]
+    engine = engine or FakeEngine(characters("hi"))
+    settings = body.pop("settings", HERMES)
+    return ask(engine, "/v1/responses", input="hi", tools=flat, settings=settings, **body)
+
+
+def echoed(response: httpx.Response) -> list[bool]:
+    assert response.status_code == 200, response.text
+    return [one.strict for one in Response.model_validate_json(response.text).tools]
+
+
+def but(tool: Any, **changed: Any) -> Any:
+    function = {
+        key: value for key, value in (tool["function"] | changed).items() if value != "unsaid"
+    }
+    return tool | {"function": function}
+
+
+UNSAID = but(STRICT, strict="unsaid")
+BEYOND = but(ADD, name="beyond", parameters={"refuse": True})
+GRANITE = Settings(tool_parser=VLLMToolParser("granite"))
+
+
+@pytest.mark.parametrize("unsaid", ["unsaid", None])
+def test_on_responses_a_function_is_strict_where_that_can_be_kept(unsaid: Any) -> None:
+    tool = but(STRICT, strict=unsaid)
+    engine = FakeEngine(characters("hi"))
+    assert echoed(said([tool, BEYOND, but(SAY, strict=False)], engine)) == [True, False, False]
+    (constraint,) = (sampling.constraint for _, sampling in engine.requests)
+    assert accepted(constraint, CALL.replace("7", "1").replace(', "b": 8', ""))
+    assert accepted(constraint, CALL.replace("add", "beyond"))
+    assert accepted(constraint, CALL.replace("add", "say"))
+    assert not accepted(constraint, CALL)
+
+    for best_effort in ([BEYOND], [but(tool, strict=False)]):
+        engine = FakeEngine(characters("hi"))
+        assert echoed(said(best_effort, engine)) == [False]
+        assert engine.requests[0][1].constraint is None
+    engine = FakeEngine(characters("hi"))
+    engine.tokenizer = Ascii()
+    assert echoed(said([tool], engine, settings=GRANITE)) == [False]
+    # Chat Completions' default is another.
+    engine = FakeEngine(characters("hi"))
+    whole(engine, tools=[but(tool, strict=None)])
+    assert engine.requests[0][1].constraint is None
+
+
+def test_a_forced_call_is_strict_whatever_was_said() -> None:
+    def forced(answer: str, choice: Any) -> httpx.Response:
+        engine = FakeEngine(lambda _, sampling: characters(answer if sampling.constraint else "x"))
+        tools = [UNSAID, but(SAY, strict=False), but(SAY, name="other")]
+        return said(tools, engine, tool_choice=choice, settings=None)
+
+    calls = '[{"name": "say", "parameters": {}}]'
+    assert echoed(forced(calls, "required")) == [True, True, True]
+    named = {"type": "function", "name": "add"}
+    assert echoed(forced('{"a": 1}', named)) == [True, False, False]
+    uncalled = said([UNSAID, but(SAY, strict=True)], tool_choice="none")
+    assert echoed(uncalled) == [False, True]
+
+
+def test_on_responses_what_is_said_to_be_strict_must_be() -> None:
+    for tools, server in (([STRICT], GRANITE), ([but(BEYOND, strict=True), UNSAID], HERMES)):
+        refused = said(tools, settings=server)
+        assert refused.status_code == 400 and refused.json()["error"]["param"] == "tools"
+    no_schema = but(SAY, parameters={"properties": {"a": {"type": "robot"}}})
+    refused = said([UNSAID, no_schema])
+    assert refused.status_code == 400 and "the schema of 'say' cannot" in refused.text
+
+
+def test_models_are_not_shown_what_is_strict() -> None:
+    for strict in (True, False, None):
+        engine = FakeEngine(characters("x"))
+        whole(engine, tools=[but(ADD, strict=strict)])
+        assert engine.requests[0][0].startswith(f"[tools]{json.dumps([ADD])}[user]")
+
+
 SPELLINGS = [
     "<tool_call>", "</tool_call>", "\n", " ", "{", "}", '"', ":", ",", "x", "add", "say",
     '{"name": "add"', ', "arguments": ', '{"a": 1}', '{"a": 7}', '{"a"', "7", "1",
@@ -136,13 +217,13 @@ def test_what_a_parser_reads_of_a_bound_text_fits(
     fits = Draft202012Validator(STRICT["function"]["parameters"])
     vocabulary = Ascii().get_vocab()
     reader = make.reader(tools, Ascii())
-    said = [
+    read = [
         one
         for bit in written
         for token in ([bit] if bit in vocabulary else bit)
         for one in reader.feed(token, [vocabulary[token]])
     ]
-    ways = (make.reader(tools, Ascii()).whole("".join(written)), [*said, *reader.close()])
+    ways = (make.reader(tools, Ascii()).whole("".join(written)), [*read, *reader.close()])
     for calls in (gather(way)[1] for way in ways):
         for call in calls:
             assert call.name != "add" or fits.is_valid(json.loads(call.arguments))

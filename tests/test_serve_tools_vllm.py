@@ -97,3 +97,23 @@ def test_a_strict_call_of_its_own_accord_fits_its_schema(served: LocalServer, st
         arguments = json.loads(call.function.arguments)
         assert arguments["a"] in fits
         assert strict == Draft202012Validator(function["parameters"]).is_valid(arguments)
+
+
+def test_on_responses_a_function_is_strict_unless_it_says_otherwise(served: LocalServer) -> None:
+    function = STRICT["function"] | {"type": "function"}
+    del function["strict"]
+    beyond = {"not": {}}  # a rule vLLM would read over
+    for changed, strict in (
+        ({}, True),
+        ({"strict": False}, False),
+        ({"parameters": function["parameters"] | beyond}, False),
+    ):
+        asked: Any = {
+            "model": served.model, "input": "add", "tools": [function | changed],
+            "temperature": 0, "max_output_tokens": 300,
+            "extra_body": {"logit_bias": without_spaces(served)} if strict else {},
+        }  # fmt: skip
+        response = client(served).responses.create(**asked)
+        called = [item for item in response.output if item.type == "function_call"]
+        assert [tool.strict for tool in response.tools] == [strict]
+        assert json.loads(called[0].arguments)["a"] in ([1, 2] if strict else [7])

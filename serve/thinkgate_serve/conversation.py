@@ -5,7 +5,7 @@ does not know how the result is written.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,16 +28,19 @@ class Conversation:
     choices: Sequence[Thinking]
     readers: Sequence[Reader]
     """One for each choice: what its answer says."""
+    held: Collection[str]
+    """Functions whose calls fit their schemas."""
 
 
 async def prepare(model: Model, request: ChatRequest, parser: ToolParser | None) -> Conversation:
     """ApiError when the request asks for what cannot be done."""
-    tools = ToolUse.of(request, parser, model.engine.tokenizer)
+    tools = await _tools(model, request, parser)
     constraint = tools.constraint or _shape(request.response_format)
     shaped_by = "tools" if tools.constraint else "response_format"
-    if constraint is not None:
-        for whose, schema in _schemas(constraint):
-            await asyncio.to_thread(_check, model, schema, whose, shaped_by)
+    if isinstance(constraint, Constraint) and constraint.schema is not None:
+        problem = await asyncio.to_thread(_problem, model, constraint.schema, "", shaped_by)
+        if problem is not None:
+            raise _unusable("", problem, shaped_by)
     prompt = await model.render(
         request.messages,
         request.chat_template_kwargs or {},
@@ -69,7 +72,25 @@ async def prepare(model: Model, request: ChatRequest, parser: ToolParser | None)
     kind = Phased if plan.phased else Thinking
     decode = model.engine.tokenizer.decode
     choices = [kind(index, plan, decode) for index in range(len(readers))]
-    return Conversation(plan, choices, readers)
+    return Conversation(plan, choices, readers, tools.held)
+
+
+async def _tools(model: Model, request: ChatRequest, parser: ToolParser | None) -> ToolUse:
+    """Its tools; a function that need not be strict is not where its schema cannot be kept to."""
+    tools = ToolUse.of(request, parser, model.engine.tokenizer)
+    if not isinstance(tools.constraint, BoundCalls):
+        return tools
+    must = {tool.function.name for tool in tools.shown if tool.function.strict}
+    loose: list[str] = []
+    for name, schema in tools.constraint.arguments.items():
+        whose = f" of '{name}'"
+        problem = await asyncio.to_thread(_problem, model, schema, whose, "tools")
+        if problem is None:
+            continue
+        if name in must:
+            raise _unusable(whose, problem, "tools")
+        loose.append(name)
+    return ToolUse.of(request, parser, model.engine.tokenizer, loose) if loose else tools
 
 
 def _budget(model: Model, request: ChatRequest, room: int) -> int | None:
@@ -92,23 +113,22 @@ def _shape(wanted: ResponseFormat | None) -> Constraint | None:
     return Constraint(schema)
 
 
-def _schemas(constraint: Constraint | BoundCalls) -> list[tuple[str, Mapping[str, Any]]]:
-    """Those in it, each with words for whose it is."""
-    if isinstance(constraint, BoundCalls):
-        return [(f" of '{name}'", schema) for name, schema in constraint.arguments.items()]
-    return [("", constraint.schema)] if constraint.schema is not None else []
-
-
-def _check(model: Model, schema: Mapping[str, Any], whose: str, param: str) -> None:
-    """ApiError 400 for a schema that is none, or that vLLM cannot keep to."""
+def _problem(model: Model, schema: Mapping[str, Any], whose: str, param: str) -> str | None:
+    """Why vLLM cannot keep to a schema; ApiError 400 for one that is none."""
     from jsonschema import Draft202012Validator
     from jsonschema.exceptions import SchemaError
 
     try:
         Draft202012Validator.check_schema(schema)
         model.engine.check_constraint(Constraint(schema))
-    except (SchemaError, RequestRefused, RecursionError) as error:
-        reason = error.message if isinstance(error, SchemaError) else str(error)
-        if isinstance(error, RecursionError):
-            reason = "it is nested too deeply"
-        raise ApiError(400, f"the schema{whose} cannot be used: {reason}", param=param) from error
+    except SchemaError as error:
+        raise _unusable(whose, error.message, param) from error
+    except RequestRefused as error:
+        return str(error)
+    except RecursionError:
+        return "it is nested too deeply"
+    return None
+
+
+def _unusable(whose: str, reason: str, param: str) -> ApiError:
+    return ApiError(400, f"the schema{whose} cannot be used: {reason}", param=param)

@@ -268,7 +268,8 @@ class FunctionDefinition(Wire):
     parameters: JsonObject | None = None
     """JSON schema of its arguments, an object; none is a function without arguments."""
     strict: bool | None = None
-    """Hold the arguments to the schema. A forced call always is."""
+    """Hold the arguments to the schema. A forced call always is; left out, `/v1/responses` does so
+    where it can."""
 
     @field_validator("parameters")
     @classmethod
@@ -283,6 +284,10 @@ class Tool(Wire):
 
     type: Literal["function"]
     function: FunctionDefinition
+
+    def for_template(self) -> dict[str, Any]:
+        """As models know functions from training; to be strict is asked of us, not of them."""
+        return self.model_dump(exclude_none=True, exclude={"function": {"strict"}})
 
 
 class ToolName(Wire):

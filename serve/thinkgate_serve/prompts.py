@@ -49,7 +49,7 @@ def render(
         refuse_unread(template_kwargs, tokenizer, tools)
         if tools:
             plain, _ = render_prompt(tokenizer, turns, tags, **kwargs)
-            kwargs["tools"] = [tool.model_dump(exclude_none=True) for tool in tools]
+            kwargs["tools"] = [tool.for_template() for tool in tools]
         text, prefilled = render_prompt(tokenizer, turns, tags, **kwargs)
         if text == plain:
             raise _no_tools()

@@ -239,6 +239,8 @@ class ChatRequest(Generate, Conversing):
     }
 
     asks_in: ClassVar[str] = "messages"
+    strict_by_default: ClassVar[bool] = False
+    """Whether functions that do not say are strict where that can be kept to."""
 
     messages: Annotated[Many[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None

@@ -20,7 +20,12 @@ from thinkgate_serve.engine import Finish
 from thinkgate_serve.failures import ApiError
 from thinkgate_serve.generation import Choice, Piece
 from thinkgate_serve.model import Model
-from thinkgate_serve.responses_protocol import OUR_NAMES, ResponsesRequest, in_our_words
+from thinkgate_serve.responses_protocol import (
+    OUR_NAMES,
+    FunctionTool,
+    ResponsesRequest,
+    in_our_words,
+)
 from thinkgate_serve.service import Service
 from thinkgate_serve.tools import CallDelta, Said
 from thinkgate_serve.wire import dumps, logprob_entries, respond
@@ -100,6 +105,7 @@ class ResponseWriter:
         self._plan = conversation.plan
         (self._choice,) = conversation.choices
         (self._reader,) = conversation.readers
+        self._held = conversation.held
         self._with_logprobs = request.with_logprobs
         self._created = int(time.time())
         self._model = model.name
@@ -261,7 +267,7 @@ class ResponseWriter:
     def _response(self, status: str, **more: Any) -> dict[str, Any]:
         choice, asked, sampling = self._choice, self._request, self._plan.sampling
         echoed = asked.model_dump(
-            include={"instructions", "max_output_tokens", "reasoning", "tools", "tool_choice"},
+            include={"instructions", "max_output_tokens", "reasoning", "tool_choice"},
             by_alias=True,
             exclude_none=True,
         )
@@ -281,9 +287,9 @@ class ResponseWriter:
             "instructions": None,
             "max_output_tokens": None,
             "reasoning": {"effort": None, "summary": None},
-            "tools": [],
             "tool_choice": "auto",
             **echoed,
+            "tools": [self._shown_tool(tool) for tool in asked.tools or ()],
             "text": self._text_format(),
             "parallel_tool_calls": asked.parallel_tool_calls is not False,
             "temperature": sampling.temperature,
@@ -299,6 +305,10 @@ class ResponseWriter:
             "usage": None,
             **more,
         }
+
+    def _shown_tool(self, tool: FunctionTool) -> dict[str, Any]:
+        strict = bool(tool.strict) or tool.name in self._held
+        return tool.model_dump(exclude_none=True) | {"strict": strict}
 
     def _text_format(self) -> dict[str, Any]:
         wanted = self._request.text.format if self._request.text else None

@@ -288,7 +288,7 @@ class ResponsesRequest(Conversing):
             "top_logprobs": self.top_logprobs,
         }
         try:
-            return ChatRequest.model_validate(fields)
+            return Translated.model_validate(fields)
         except ValidationError as error:
             errors = [one | {"loc": ("body", *one["loc"])} for one in error.errors()]
             raise in_our_words(invalid_request(errors)) from error
@@ -299,6 +299,12 @@ class ResponsesRequest(Conversing):
             schema = JsonSchema.model_validate(wanted.model_dump(exclude={"type"}, by_alias=True))
             return JsonSchemaFormat(type="json_schema", json_schema=schema)
         return wanted
+
+
+class Translated(ChatRequest):
+    """A response's request in chat's words."""
+
+    strict_by_default: ClassVar[bool] = True
 
 
 def _messages(instructions: str | None, given: str | Sequence[Any]) -> list[Message]:

@@ -8,7 +8,7 @@ calls anything. How models write calls of their own accord is a `ToolParser`'s b
 import json
 import re
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -209,10 +209,21 @@ class ToolUse:
     constraint: Constraint | BoundCalls | None = None
     """The shape of an answer that must be a call, or of the calls of one that may be any text."""
     make_reader: Callable[[], Reader] = Verbatim
+    held: Collection[str] = ()
+    """Functions whose calls fit their schemas."""
 
     @classmethod
-    def of(cls, request: ChatRequest, parser: ToolParser | None, tokenizer: Tokenizer) -> "ToolUse":
-        """ApiError 400 when calls cannot be made as asked."""
+    def of(
+        cls,
+        request: ChatRequest,
+        parser: ToolParser | None,
+        tokenizer: Tokenizer,
+        loose: Collection[str] = (),
+    ) -> "ToolUse":
+        """ApiError 400 when calls cannot be made as asked.
+
+        Functions in `loose` are strict only when they say so, whatever the request's default.
+        """
         tools, choice = request.tools or [], request.tool_choice or "auto"
         if not tools or choice == "none":
             return cls()
@@ -226,10 +237,11 @@ class ToolUse:
         if isinstance(choice, NamedTool):
             name = choice.function.name
             (tool,) = (tool for tool in tools if tool.function.name == name)
-            return cls(tools, Constraint(_parameters(tool)), lambda: NamedCall(name))
+            return cls(tools, Constraint(_parameters(tool)), lambda: NamedCall(name), {name})
         one = request.parallel_tool_calls is False
         if choice == "required":
-            return cls(tools, Constraint(_array_of_calls(tools, one)), CallArray)
+            names = [tool.function.name for tool in tools]
+            return cls(tools, Constraint(_array_of_calls(tools, one)), CallArray, names)
         if parser is None:
             raise ApiError(
                 400,
@@ -243,29 +255,39 @@ class ToolUse:
             reader = parser.reader(tools, tokenizer)
             return OneCall(reader) if one else reader
 
-        return cls(tools, _strictly(tools, parser), make_reader)
+        calls = _strictly([_settled(tool, request, loose) for tool in tools], parser)
+        asked = [tool.function.name for tool in tools if tool.function.strict]
+        if calls is None and asked:
+            raise _not_strictly(asked[0])
+        return cls(tools, calls, make_reader, calls.arguments.keys() if calls else ())
+
+
+def _settled(tool: Tool, request: ChatRequest, loose: Collection[str]) -> Tool:
+    """The function with parameters, and strict or not."""
+    function = tool.function
+    strict = function.strict
+    if strict is None:
+        strict = request.strict_by_default and function.name not in loose
+    settled = {"parameters": _parameters(tool), "strict": strict}
+    return tool.model_copy(update={"function": function.model_copy(update=settled)})
 
 
 def _strictly(tools: Sequence[Tool], parser: ToolParser) -> BoundCalls | None:
-    """What holds calls of strict functions to their schemas; ApiError 400 when nothing can."""
+    """What holds calls of strict functions to their schemas; None without any, or when nothing
+    can."""
     strict = {tool.function.name: _parameters(tool) for tool in tools if tool.function.strict}
-    if not strict:
-        return None
-    bound = parser.bound([_with_parameters(tool) for tool in tools])
-    if bound is None:
-        raise ApiError(
-            400,
-            f"'{min(strict)}' is strict, and this server's tool parser reads calls that no grammar "
-            "can hold to a schema; set tool_choice to 'required' or to a function, which holds "
-            "every call to its schema, or set strict to false",
-            param="tools",
-        )
-    return BoundCalls(bound, strict)
+    bound = parser.bound(tools) if strict else None
+    return None if bound is None else BoundCalls(bound, strict)
 
 
-def _with_parameters(tool: Tool) -> Tool:
-    function = tool.function.model_copy(update={"parameters": _parameters(tool)})
-    return tool.model_copy(update={"function": function})
+def _not_strictly(name: str) -> ApiError:
+    return ApiError(
+        400,
+        f"'{name}' is strict, and this server's tool parser reads calls that no grammar can hold "
+        "to a schema; set tool_choice to 'required' or to a function, which holds every call to "
+        "its schema, or set strict to false",
+        param="tools",
+    )
 
 
 def _parameters(tool: Tool) -> dict[str, Any]:
