@@ -38,9 +38,7 @@ async def prepare(model: Model, request: ChatRequest, parser: ToolParser | None)
     constraint = tools.constraint or _shape(request.response_format)
     shaped_by = "tools" if tools.constraint else "response_format"
     if isinstance(constraint, Constraint) and constraint.schema is not None:
-        problem = await asyncio.to_thread(_problem, model, constraint.schema, "", shaped_by)
-        if problem is not None:
-            raise _unusable("", problem, shaped_by)
+        await asyncio.to_thread(_keeps_to, model, constraint.schema, "", shaped_by)
     prompt = await model.render(
         request.messages,
         request.chat_template_kwargs or {},
@@ -84,12 +82,8 @@ async def _tools(model: Model, request: ChatRequest, parser: ToolParser | None) 
     loose: list[str] = []
     for name, schema in tools.constraint.arguments.items():
         whose = f" of '{name}'"
-        problem = await asyncio.to_thread(_problem, model, schema, whose, "tools")
-        if problem is None:
-            continue
-        if name in must:
-            raise _unusable(whose, problem, "tools")
-        loose.append(name)
+        if not await asyncio.to_thread(_keeps_to, model, schema, whose, "tools", name in must):
+            loose.append(name)
     return ToolUse.of(request, parser, model.engine.tokenizer, loose) if loose else tools
 
 
@@ -113,22 +107,22 @@ def _shape(wanted: ResponseFormat | None) -> Constraint | None:
     return Constraint(schema)
 
 
-def _problem(model: Model, schema: Mapping[str, Any], whose: str, param: str) -> str | None:
-    """Why vLLM cannot keep to a schema; ApiError 400 for one that is none."""
+def _keeps_to(
+    model: Model, schema: Mapping[str, Any], whose: str, param: str, must: bool = True
+) -> bool:
+    """Whether vLLM keeps to a schema; ApiError 400 when it does not and `must`, and for one that
+    is none."""
     from jsonschema import Draft202012Validator
     from jsonschema.exceptions import SchemaError
 
     try:
         Draft202012Validator.check_schema(schema)
         model.engine.check_constraint(Constraint(schema))
-    except SchemaError as error:
-        raise _unusable(whose, error.message, param) from error
-    except RequestRefused as error:
-        return str(error)
-    except RecursionError:
-        return "it is nested too deeply"
-    return None
-
-
-def _unusable(whose: str, reason: str, param: str) -> ApiError:
-    return ApiError(400, f"the schema{whose} cannot be used: {reason}", param=param)
+    except (SchemaError, RequestRefused, RecursionError) as error:
+        if not must and not isinstance(error, SchemaError):
+            return False
+        reason = error.message if isinstance(error, SchemaError) else str(error)
+        if isinstance(error, RecursionError):
+            reason = "it is nested too deeply"
+        raise ApiError(400, f"the schema{whose} cannot be used: {reason}", param=param) from error
+    return True

@@ -6,7 +6,7 @@ grammar gives a text the shape of any one branch, so only where they exclude eac
 shape of exactly one. References lead into the whole schema, which was checked to be one.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import combinations, product
 from typing import Any
 
@@ -31,24 +31,27 @@ class Exclusive:
         self._validator = Draft202012Validator(whole, registry=Registry())
         self._steps = 0
 
-    def fits(self, value: Any, schema: Mapping[str, Any]) -> bool | None:
-        """Whether `value` fits a part of the whole; None when that refers to what is not there, or
-        when a client's pattern would have to be matched: Python's take exponential time over some,
-        and hold up every other request meanwhile."""
+    def fits(self, values: Iterable[Any], schema: Mapping[str, Any]) -> Iterator[bool | None]:
+        """Whether each of `values` fits a part of the whole; None when that refers to what is not
+        there, or when a client's pattern would have to be matched: Python takes exponential time
+        over some, and holds up every other request meanwhile."""
         from referencing.exceptions import Unresolvable
 
-        if self._matches_patterns(schema):
-            return None
-        try:
-            return self._validator.evolve(schema=schema).is_valid(value)
-        except Unresolvable:
-            return None
+        matches = self._has_patterns(schema)
+        validator = self._validator.evolve(schema=schema)
+        for value in values:
+            try:
+                yield None if matches else validator.is_valid(value)
+            except Unresolvable:
+                yield None
 
-    def _matches_patterns(self, schema: Any) -> bool:
+    def _has_patterns(self, schema: Any) -> bool:
+        """In it, or in the whole when it refers there."""
         waiting, refers = [schema], False
         while waiting:
             part = waiting.pop()
             if isinstance(part, Mapping):
+                # A property may be called `pattern`; what it has is no string.
                 if isinstance(part.get("pattern"), str) or "patternProperties" in part:
                     return True
                 if not refers and isinstance(part.get("$ref"), str):
@@ -107,7 +110,7 @@ class Exclusive:
         self._steps += len(values) * len(other.get("enum", "1"))
         if self._steps > MAX_STEPS:
             return False
-        return all(self.fits(value, other) is False for value in values)
+        return all(fit is False for fit in self.fits(values, other))
 
     def _objects_differ(self, one: Mapping[str, Any], other: Mapping[str, Any], depth: int) -> bool:
         present = {*one.get("required", ()), *other.get("required", ())}

@@ -148,7 +148,7 @@ def _unfit_value(schema: Mapping[str, Any], exclusive: Exclusive) -> str | None:
     values = schema["enum"] if "enum" in schema else [schema["const"]]
     # Without the list itself, which would be searched for each of its values.
     rest = {key: schema[key] for key in RULES.intersection(schema) - {"enum", "const"}}
-    fit = [exclusive.fits(value, rest) for value in values]
+    fit = list(exclusive.fits(values, rest))
     if all(fit):
         return None
     if False in fit:
