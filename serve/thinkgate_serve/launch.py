@@ -25,7 +25,7 @@ from typing import Any
 from thinkgate.config import nearest
 from thinkgate.errors import ConfigError, MissingDependencyError, ServerError
 from thinkgate.host_memory import free_memory
-from thinkgate_serve.inbox import process_on_arrival, receive_directly
+from thinkgate_serve.inbox import process_on_arrival, receiving_directly
 from thinkgate_serve.start_failures import explain, first_line, report_to
 
 __all__ = ["is_cpu_build", "launch", "require_vllm", "room_beside"]
@@ -184,12 +184,11 @@ def _start(arguments: Any, *, fork: bool) -> Any:
             # vLLM chose "spawn" for CPUs while it made the configuration. What makes forking
             # unsafe elsewhere is threads that run torch code in the parent: there are none here.
             os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
-        with _engine_processes_report_to(failure):
+        with _engine_processes_report_to(failure), receiving_directly():
             llm = AsyncLLM.from_vllm_config(config, disable_log_stats=arguments.disable_log_stats)
     except Exception as error:
         why = failure.read_text(encoding="utf-8") if failure.exists() else explain(error)
         raise ServerError(f"vLLM could not load {arguments.model}: {why}") from error
-    receive_directly(llm.engine_core.resources.output_socket)
     process_on_arrival(llm)
     return llm
 

@@ -137,7 +137,8 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             async with until_disconnect(receive), aclosing(self._events) as events:
-                await self._send(events, send)
+                # In a task of its own: each token resumes it, and not all of the application.
+                await asyncio.create_task(self._send(events, send))
         except ClientGone:
             return
         except ApiError as error:
