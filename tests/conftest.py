@@ -115,7 +115,8 @@ def served(
 ) -> Iterator[LocalServer]:
     """The gated tiny checkpoint on real vLLM, over a real socket; started once a session."""
     log = tmp_path_factory.mktemp("served") / "server.log"
-    with local_server(gated_checkpoint, extra=("--tool-parser", "hermes"), log=log) as server:
+    extra = ("--tool-parser", "hermes", "--max-schema-seconds", "3")
+    with local_server(gated_checkpoint, extra=extra, log=log) as server:
         yield server
 
 

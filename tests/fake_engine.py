@@ -18,14 +18,17 @@ from jinja2.exceptions import TemplateError
 from thinkgate_serve.app import create_app
 from thinkgate_serve.card import Card
 from thinkgate_serve.engine import (
+    BoundCalls,
     Constraint,
     Delta,
     EngineDead,
     Finish,
+    NoSchema,
     RequestRefused,
     Sampling,
 )
 from thinkgate_serve.model import Deployment
+from thinkgate_serve.schemas import no_schema
 from thinkgate_serve.service import Settings
 
 CONTEXT = 4000
@@ -112,8 +115,12 @@ class FakeEngine:
         self.produced = 0
         self.requests: list[tuple[str, Sampling]] = []
 
-    def check_constraint(self, constraint: Constraint) -> None:
-        if constraint.schema is not None and "refuse" in constraint.schema:
+    async def check_constraint(self, constraint: Constraint | BoundCalls) -> None:
+        if isinstance(constraint, BoundCalls) or constraint.schema is None:
+            return
+        if (fault := no_schema(constraint.schema)) is not None:
+            raise NoSchema(fault)
+        if "refuse" in constraint.schema:
             raise RequestRefused("this schema is beyond the engine")
 
     def adapted(self, name: str, folder: str) -> "FakeEngine":

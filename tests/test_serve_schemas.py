@@ -104,6 +104,25 @@ class Everything(BaseModel):
     others: "list[Everything]" = Field([], max_length=3)
 
 
+COUNTING = (
+    "a{128} a{129} a{128,} a{129,} (ab){0,128} (ab){0,129} [0-9]{1,200} a{2}b{200} x(a{0,1000})y "
+    r"\{200\} [{200}]{3} [\]{200}]a{3}"
+)
+
+
+@pytest.mark.parametrize("pattern", COUNTING.split())
+def test_patterns_count_as_far_as_vllm_does(pattern: str) -> None:
+    for schema in (
+        {"type": "string", "pattern": f"^{pattern}$"},
+        OBJECT | {"patternProperties": {f"^{pattern}$": INTEGER}},
+    ):
+        if rule_not_kept(schema) is None:
+            compiler().compile_json_schema(json.dumps(schema))
+        else:
+            with pytest.raises(RuntimeError):
+                compiler().compile_json_schema(json.dumps(schema))
+
+
 @pytest.mark.parametrize("model", [Cat, Dog, Everything])
 def test_what_pydantic_writes_is_kept_to(model: type[BaseModel]) -> None:
     schema = model.model_json_schema()

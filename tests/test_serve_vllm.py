@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -316,6 +317,32 @@ def test_a_reader_who_leaves_frees_the_engine(served: LocalServer, stream: bool)
     assert eventually(lambda: is_idle(engine), seconds=3)  # it would have run for seconds more
     reply = client(served).chat.completions.create(model=served.model, **asked("closed"))
     assert reply.choices[0].message.content == "15"
+
+
+def test_a_schema_that_would_take_minutes_is_refused_and_holds_up_nobody(
+    served: LocalServer,
+) -> None:
+    def shaped(name: str, pattern: str) -> openai.types.chat.ChatCompletion:
+        schema = {"type": "string", "pattern": pattern}
+        shape: Any = {"type": "json_schema", "json_schema": {"name": name, "schema": schema}}
+        return client(served).chat.completions.create(
+            model=served.model, **asked("closed"), response_format=shape
+        )
+
+    with ThreadPoolExecutor() as pool:
+        costly = pool.submit(shaped, "costly", "^((.?){0,64}){0,128}$")
+        reply = shaped("cheap", "^a{3}$")
+        assert not costly.done()
+        assert reply.choices[0].message.content == '"aaa"'
+        with pytest.raises(openai.BadRequestError, match="more than 3 s of processor time") as bad:
+            costly.result()
+    assert bad.value.param == "response_format"
+    with pytest.raises(openai.BadRequestError, match="counts to 129, and vLLM to 128 at most"):
+        shaped("counting", "^a{129}$")
+    # What was compiled for the reply was compiled by a thread that gives way to tokens.
+    threads = Path(f"/proc/{engine_of(served.process.pid)}/task").iterdir()
+    nice = [(thread / "stat").read_text().rpartition(")")[2].split()[16] for thread in threads]
+    assert {"0", "10"} <= set(nice)
 
 
 def test_two_hundred_streams_at_once(served: LocalServer) -> None:

@@ -120,6 +120,12 @@ def _add_protection(add: Callable[..., None]) -> None:
     )
     add("--max-body-mib", "largest request body (default: 4)", type=int, metavar="N")
     add(
+        "--max-schema-seconds",
+        "processor time that compiling a request's schema may take (default: 30)",
+        type=int,
+        metavar="N",
+    )
+    add(
         "--log-format",
         "one line per request on stderr (default: text)",
         choices=[*map(str, LogFormat)],
@@ -208,7 +214,10 @@ def _source(chosen: ServeConfig) -> Source:
         target=chosen.target,
         find=find,
         load=lambda card, adapters: Deployment.load(
-            card, adapters, lora_options(adapters) | options
+            card,
+            adapters,
+            lora_options(adapters) | options,
+            schema_seconds=chosen.max_schema_seconds,
         ),
         room_beside=lambda card: room_beside(card.source, options),
         version=version if watched else None,

@@ -4,12 +4,11 @@ Owns what the fields of a request mean together: prompt, budget, the answer's sh
 does not know how the result is written.
 """
 
-import asyncio
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
-from thinkgate_serve.engine import BoundCalls, Constraint, RequestRefused
+from thinkgate_serve.disconnect import in_time
+from thinkgate_serve.engine import BoundCalls, Constraint, NoSchema, RequestFailed, RequestRefused
 from thinkgate_serve.failures import ApiError
 from thinkgate_serve.generation import Plan, Thinking
 from thinkgate_serve.model import Model
@@ -38,7 +37,7 @@ async def prepare(model: Model, request: ChatRequest, parser: ToolParser | None)
     constraint = tools.constraint or _shape(request.response_format)
     shaped_by = "tools" if tools.constraint else "response_format"
     if isinstance(constraint, Constraint) and constraint.schema is not None:
-        await asyncio.to_thread(_keeps_to, model, constraint.schema, "", shaped_by)
+        await _keeps_to(model, constraint, "the schema", shaped_by)
     prompt = await model.render(
         request.messages,
         request.chat_template_kwargs or {},
@@ -81,10 +80,21 @@ async def _tools(model: Model, request: ChatRequest, parser: ToolParser | None) 
     must = {tool.function.name for tool in tools.shown if tool.function.strict}
     loose: list[str] = []
     for name, schema in tools.constraint.arguments.items():
-        whose = f" of '{name}'"
-        if not await asyncio.to_thread(_keeps_to, model, schema, whose, "tools", name in must):
+        whose = f"the schema of '{name}'"
+        if not await _keeps_to(model, Constraint(schema), whose, "tools", name in must):
             loose.append(name)
-    return ToolUse.of(request, parser, model.engine.tokenizer, loose) if loose else tools
+    if loose:
+        tools = ToolUse.of(request, parser, model.engine.tokenizer, loose)
+    if not isinstance(tools.constraint, BoundCalls):
+        return tools
+    left = tools.constraint.arguments.keys()
+    together = "all schemas of the tools together"
+    if await _keeps_to(model, tools.constraint, together, "tools", left <= must):
+        return tools
+    tools = ToolUse.of(request, parser, model.engine.tokenizer, [*loose, *(left - must)])
+    if isinstance(tools.constraint, BoundCalls):
+        await _keeps_to(model, tools.constraint, together, "tools")
+    return tools
 
 
 def _budget(model: Model, request: ChatRequest, room: int) -> int | None:
@@ -107,22 +117,18 @@ def _shape(wanted: ResponseFormat | None) -> Constraint | None:
     return Constraint(schema)
 
 
-def _keeps_to(
-    model: Model, schema: Mapping[str, Any], whose: str, param: str, must: bool = True
+async def _keeps_to(
+    model: Model, constraint: Constraint | BoundCalls, what: str, param: str, must: bool = True
 ) -> bool:
-    """Whether vLLM keeps to a schema; ApiError 400 when it does not and `must`, and for one that
+    """Whether vLLM keeps to it; ApiError 400 when it does not and `must`, and for a schema that
     is none."""
-    from jsonschema import Draft202012Validator
-    from jsonschema.exceptions import SchemaError
-
     try:
-        Draft202012Validator.check_schema(schema)
-        model.engine.check_constraint(Constraint(schema))
-    except (SchemaError, RequestRefused, RecursionError) as error:
-        if not must and not isinstance(error, SchemaError):
+        async with in_time("the request's time was over before its schemas had been tried"):
+            await model.engine.check_constraint(constraint)
+    except RequestRefused as error:
+        if not must and not isinstance(error, NoSchema):
             return False
-        reason = error.message if isinstance(error, SchemaError) else str(error)
-        if isinstance(error, RecursionError):
-            reason = "it is nested too deeply"
-        raise ApiError(400, f"the schema{whose} cannot be used: {reason}", param=param) from error
+        raise ApiError(400, f"{what} cannot be used: {error}", param=param) from error
+    except RequestFailed as error:
+        raise ApiError(500, f"{what} could not be tried: {error}", code="engine_error") from error
     return True

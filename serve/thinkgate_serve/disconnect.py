@@ -9,7 +9,7 @@ from starlette.types import Message, Receive
 from thinkgate_serve.failures import ApiError
 from thinkgate_serve.logs import EXCHANGE, TIMEOUT
 
-__all__ = ["ClientGone", "until_disconnect"]
+__all__ = ["ClientGone", "in_time", "until_disconnect"]
 
 
 class ClientGone(Exception):
@@ -23,7 +23,6 @@ async def until_disconnect(receive: Receive) -> AsyncGenerator[None]:
 
     Enter it only after the request's body has been read.
     """
-    exchange = EXCHANGE.get()
     task = asyncio.current_task()
     assert task is not None
     cancelling = task.cancelling()
@@ -37,24 +36,32 @@ async def until_disconnect(receive: Receive) -> AsyncGenerator[None]:
 
     watch = asyncio.create_task(_disconnected(receive))
     watch.add_done_callback(leave)
-    limit = asyncio.timeout_at(exchange.deadline if exchange else None)
     try:
-        async with limit:
+        async with in_time("the request took longer than this server allows; ask for fewer tokens"):
             yield
     except asyncio.CancelledError:
         if gone and task.uncancel() <= cancelling:
             raise ClientGone from None
         raise
-    except TimeoutError as error:
-        if not limit.expired():
-            raise
-        if exchange is not None:
-            exchange.error = TIMEOUT
-        message = "the request took longer than this server allows; ask for fewer tokens"
-        raise ApiError(504, message, code=TIMEOUT) from error
     finally:
         over = True
         watch.cancel()
+
+
+@asynccontextmanager
+async def in_time(message: str) -> AsyncGenerator[None]:
+    """The block is cancelled and ApiError 504 raised when the current request's time is over."""
+    exchange = EXCHANGE.get()
+    limit = asyncio.timeout_at(exchange.deadline if exchange else None)
+    try:
+        async with limit:
+            yield
+    except TimeoutError as error:
+        if not limit.expired():
+            raise
+        assert exchange is not None  # who set the deadline
+        exchange.error = TIMEOUT
+        raise ApiError(504, message, code=TIMEOUT) from error
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -5,6 +5,7 @@ vLLM's server modules move every few releases, so only its engine, inputs and sa
 modules are imported, inside functions. How its process starts is `launch.py`'s.
 """
 
+import asyncio
 import copy
 import json
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -15,16 +16,18 @@ from typing import Any, NamedTuple, Protocol
 from thinkgate.errors import ServerError
 from thinkgate_serve.launch import is_cpu_build, launch, require_vllm
 from thinkgate_serve.outlet import Outlet
-from thinkgate_serve.schemas import rule_not_kept
 from thinkgate_serve.start_failures import first_line
+from thinkgate_serve.trials import Trials, TrialsFailed
 
 __all__ = [
+    "SCHEMA_SECONDS",
     "BoundCalls",
     "Constraint",
     "Delta",
     "Engine",
     "EngineDead",
     "Finish",
+    "NoSchema",
     "RequestFailed",
     "RequestRefused",
     "Sampling",
@@ -32,6 +35,10 @@ __all__ = [
     "Tokenizer",
     "VLLMEngine",
 ]
+
+
+SCHEMA_SECONDS = 30
+"""Processor time that trying a client's schema may take."""
 
 
 class Finish(StrEnum):
@@ -51,6 +58,10 @@ class RequestFailed(Exception):
 
 class RequestRefused(Exception):
     """The engine cannot run this request; the message says which value is at fault."""
+
+
+class NoSchema(RequestRefused):
+    """What was given for a JSON schema is none."""
 
 
 class TokenLogprob(NamedTuple):
@@ -158,8 +169,9 @@ class Engine(Protocol):
         """Deltas until a finish; closing the generator or cancelling its reader aborts."""
         ...
 
-    def check_constraint(self, constraint: Constraint) -> None:
-        """RequestRefused when texts cannot be held to this shape."""
+    async def check_constraint(self, constraint: Constraint | BoundCalls) -> None:
+        """RequestRefused when texts cannot be held to this shape, or not at a bearable price;
+        RequestFailed when that cannot be told."""
         ...
 
     def adapted(self, name: str, folder: str) -> "Engine":
@@ -182,7 +194,7 @@ class Engine(Protocol):
 class VLLMEngine:
     """An `AsyncLLM`: the client lives here, the model in a child process."""
 
-    def __init__(self, llm: Any) -> None:
+    def __init__(self, llm: Any, trials: Trials) -> None:
         from vllm.inputs import tokens_input
         from vllm.sampling_params import (
             RequestOutputKind,
@@ -191,7 +203,7 @@ class VLLMEngine:
         )
         from vllm.v1.engine.exceptions import EngineDeadError
 
-        self._llm = llm
+        self._llm, self._trials = llm, trials
         self._prompt = tokens_input
         self._params = SamplingParams
         self._structured = StructuredOutputsParams
@@ -215,15 +227,17 @@ class VLLMEngine:
         options: Mapping[str, Any],
         *,
         visible: Sequence[str] = (),
+        schema_seconds: int = SCHEMA_SECONDS,
         fork: bool = True,
     ) -> "VLLMEngine":
         """Load a folder or Hub id; `options` are fields of vLLM's `AsyncEngineArgs`.
 
         Text of the tokens in `visible` is kept even where the tokenizer calls them special.
+        `schema_seconds` of processor time may go into trying a client's schema.
         Call it outside any event loop; for a second engine, from a thread that outlives it.
         """
         require_vllm()
-        engine = cls(launch(model, options, fork=fork))
+        engine = cls(*launch(model, options, schema_seconds=schema_seconds, fork=fork))
         if is_cpu_build():
             # Taking down an engine in main memory by hand takes 3 s and frees what exit frees.
             engine._shutdown_seconds = 0.0
@@ -285,11 +299,25 @@ class VLLMEngine:
                 raise RequestRefused(str(error)) from error
             raise
 
-    def check_constraint(self, constraint: Constraint) -> None:
+    async def check_constraint(self, constraint: Constraint | BoundCalls) -> None:
+        if isinstance(constraint, BoundCalls):
+            shape = _structural_tag(constraint)
+        elif constraint.schema is not None:
+            shape = {"schema": constraint.schema}
+        else:
+            return
+        try:
+            finding = await self._trials.find(shape)
+        except TrialsFailed as error:
+            raise RequestFailed(str(error)) from error
+        if finding.problem is not None:
+            raise (NoSchema if finding.no_schema else RequestRefused)(finding.problem)
+        await asyncio.to_thread(self._validate, constraint)
+
+    def _validate(self, constraint: Constraint | BoundCalls) -> None:
+        """As vLLM does when the request comes, and before anything is generated for it."""
         from vllm.v1.structured_output.backend_xgrammar import validate_xgrammar_grammar
 
-        if (problem := rule_not_kept(constraint.schema)) is not None:
-            raise RequestRefused(problem)
         try:
             sampling = Sampling(max_tokens=1, constraint=constraint)
             validate_xgrammar_grammar(self._to_params(sampling))
@@ -299,6 +327,7 @@ class VLLMEngine:
             raise
 
     def shutdown(self) -> None:
+        self._trials.stop()
         self._llm.shutdown(timeout=self._shutdown_seconds)
 
     def _to_params(self, sampling: Sampling) -> Any:
@@ -329,11 +358,14 @@ class VLLMEngine:
         if constraint is None:
             return None
         if isinstance(constraint, BoundCalls):
-            tag = {"type": "structural_tag", "format": constraint.format}
-            return self._structured(structural_tag=json.dumps(tag))
+            return self._structured(structural_tag=json.dumps(_structural_tag(constraint)))
         if constraint.schema is None:
             return self._structured(json_object=True)
         return self._structured(json=dict(constraint.schema))
+
+
+def _structural_tag(calls: BoundCalls) -> dict[str, Any]:
+    return {"type": "structural_tag", "format": calls.format}
 
 
 def _finish(reason: str, sampling: Sampling) -> Finish:

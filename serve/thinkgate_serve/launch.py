@@ -5,15 +5,14 @@ first engine on a CPU is forked from the server before that has threads, which s
 imports; every later one is a fresh process: a server that serves must not be forked.
 """
 
-import ctypes
 import dataclasses
 import gc
 import importlib.util
 import logging
 import os
-import signal
 import sys
 import tempfile
+import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,7 +25,9 @@ from thinkgate.config import nearest
 from thinkgate.errors import ConfigError, MissingDependencyError, ServerError
 from thinkgate.host_memory import free_memory
 from thinkgate_serve.inbox import process_on_arrival, receiving_directly
+from thinkgate_serve.offspring import die_with_server, give_way
 from thinkgate_serve.start_failures import explain, first_line, report_to
+from thinkgate_serve.trials import Trials
 
 __all__ = ["is_cpu_build", "launch", "require_vllm", "room_beside"]
 
@@ -37,9 +38,12 @@ PROCESS_BYTES = 2**30
 """An engine process without weights and cache: 0.75 GB measured on a CPU, with some room."""
 
 
-def launch(model: str, options: Mapping[str, Any], *, fork: bool = True) -> Any:
-    """An `AsyncLLM` of a folder or Hub id; `options` are fields of vLLM's `AsyncEngineArgs`.
+def launch(
+    model: str, options: Mapping[str, Any], *, schema_seconds: int, fork: bool = True
+) -> tuple[Any, Trials]:
+    """An `AsyncLLM` of a folder or Hub id, and where schemas for it are tried.
 
+    `options` are fields of vLLM's `AsyncEngineArgs`, `schema_seconds` what a trial may take.
     `fork=False` says that already for the first one this process must not be forked.
     """
     first = fork and _scratch.cache_info().currsize == 0
@@ -48,10 +52,10 @@ def launch(model: str, options: Mapping[str, Any], *, fork: bool = True) -> Any:
     _scratch()
     arguments = _arguments(model, options, on_cpu)
     if first:
-        os.register_at_fork(after_in_child=_become_engine_process)
+        os.register_at_fork(after_in_child=die_with_server)
     else:
         os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
-    return _start(arguments, fork=first and on_cpu)
+    return _start(arguments, schema_seconds, fork=first and on_cpu)
 
 
 def room_beside(model: str, options: Mapping[str, Any]) -> bool:
@@ -170,10 +174,11 @@ def _prepare_environment(model: str, options: Mapping[str, Any], on_cpu: bool) -
         os.environ.setdefault(key, value)
 
 
-def _start(arguments: Any, *, fork: bool) -> Any:
-    """Start the engine. Forking spares the child the imports: half of the start-up on a CPU."""
+def _start(arguments: Any, schema_seconds: int, *, fork: bool) -> tuple[Any, Trials]:
+    """Start the processes. Forking spares a child the imports: half of the start-up on a CPU."""
     failure = Path(_scratch().name, "failure")
     failure.unlink(missing_ok=True)
+    trials: Trials | None = None
     try:
         with _no_collection():
             from vllm.v1.engine.async_llm import AsyncLLM
@@ -184,13 +189,18 @@ def _start(arguments: Any, *, fork: bool) -> Any:
             # vLLM chose "spawn" for CPUs while it made the configuration. What makes forking
             # unsafe elsewhere is threads that run torch code in the parent: there are none here.
             os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
+        trials = Trials(config, Path(_scratch().name), schema_seconds, fork=fork)
         with _engine_processes_report_to(failure), receiving_directly():
             llm = AsyncLLM.from_vllm_config(config, disable_log_stats=arguments.disable_log_stats)
-    except Exception as error:
+    except BaseException as error:
+        if trials is not None:
+            trials.stop()
+        if not isinstance(error, Exception):
+            raise
         why = failure.read_text(encoding="utf-8") if failure.exists() else explain(error)
         raise ServerError(f"vLLM could not load {arguments.model}: {why}") from error
     process_on_arrival(llm)
-    return llm
+    return llm, trials
 
 
 @contextmanager
@@ -230,11 +240,26 @@ def _engine_process() -> Any:
 
 def _run_engine(failure: Path, /, *args: Any, **kwargs: Any) -> None:
     """The whole of an engine process; where it was not forked, vLLM is as it was installed."""
-    _become_engine_process()
+    die_with_server()
     if is_cpu_build():
         _grant_amx()
     report_to(failure)
+    _compile_in_spare_time()
     _engine_process()(*args, **kwargs)
+
+
+def _compile_in_spare_time() -> None:
+    """Grammars are compiled by threads of the engine process, beside the one that makes tokens."""
+    from vllm.v1.structured_output import StructuredOutputManager
+
+    compile_grammar = StructuredOutputManager._create_grammar
+
+    def compile_in_spare_time(self: Any, request: Any) -> Any:
+        if threading.current_thread() is not threading.main_thread():
+            give_way()
+        return compile_grammar(self, request)
+
+    StructuredOutputManager._create_grammar = compile_in_spare_time
 
 
 def _grant_amx() -> None:
@@ -243,18 +268,6 @@ def _grant_amx() -> None:
     import torch
 
     torch.cpu._init_amx()
-
-
-def _become_engine_process() -> None:
-    """In an engine process: die with the server, and leave Ctrl-C to the server.
-
-    The server drains its requests on Ctrl-C and then stops the engine, so the engine must not get
-    the terminal's signal itself.
-    """
-    if sys.platform == "linux":
-        set_death_signal = 1  # PR_SET_PDEATHSIG
-        ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)
-    os.setpgid(0, 0)
 
 
 def _physical_cores() -> int:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from thinkgate_serve.card import Card
-from thinkgate_serve.engine import Engine, Sampling, VLLMEngine
+from thinkgate_serve.engine import SCHEMA_SECONDS, Engine, Sampling, VLLMEngine
 from thinkgate_serve.failures import ApiError
 from thinkgate_serve.generation import Closing, Plan
 from thinkgate_serve.messages import Message, Tool
@@ -196,14 +196,18 @@ class Deployment:
         adapters: Sequence[Card],
         options: Mapping[str, Any],
         *,
+        schema_seconds: int = SCHEMA_SECONDS,
         fork: bool = True,
     ) -> "Deployment":
         """Load what `card` stands for on vLLM; `options` are its engine arguments.
 
+        `schema_seconds` of processor time may go into trying a client's schema.
         `fork=False` where this process has threads or a running event loop: slower on CPUs.
         """
         visible = [tag for each in (card, *adapters) for tag in (each.tags.open, each.tags.close)]
-        engine = VLLMEngine.load(card.source, options, visible=visible, fork=fork)
+        engine = VLLMEngine.load(
+            card.source, options, visible=visible, schema_seconds=schema_seconds, fork=fork
+        )
         try:
             return cls(engine, card, adapters)
         except BaseException:

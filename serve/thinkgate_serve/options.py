@@ -18,6 +18,7 @@ from thinkgate.config import Config, apply_overrides, parse, read_yaml
 from thinkgate.errors import ConfigError
 from thinkgate_serve.auth import ENV_KEY, Keyring
 from thinkgate_serve.deploy import Placement
+from thinkgate_serve.engine import SCHEMA_SECONDS
 from thinkgate_serve.logs import LogFormat
 from thinkgate_serve.service import ReasoningField, Settings
 from thinkgate_serve.traces import TraceStore
@@ -53,6 +54,7 @@ class ServeConfig(Config):
     max_queue: Annotated[int, Field(ge=1)] = 1024
     request_timeout: Annotated[float, Field(gt=0)] | None = None
     max_body_mib: Annotated[int, Field(ge=1)] = 4
+    max_schema_seconds: Annotated[int, Field(ge=1)] = SCHEMA_SECONDS
     log_format: LogFormat = LogFormat.TEXT
     log_prompts: bool = False
     traces: Path | None = None

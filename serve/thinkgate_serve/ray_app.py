@@ -54,7 +54,9 @@ class Replica:
         adapters = find_adapters(chosen.lora, card, registry=registry, allow_ungated=ungated)
         options = lora_options(adapters) | chosen.engine_options()
         # Ray's workers have threads and a running loop: nothing to fork.
-        self._deployment = Deployment.load(card, adapters, options, fork=False)
+        self._deployment = Deployment.load(
+            card, adapters, options, schema_seconds=chosen.max_schema_seconds, fork=False
+        )
         self._app = create_app(self._deployment, chosen.settings())
 
     def __serve_build_asgi_app__(self) -> Any:

@@ -2,16 +2,17 @@
 
 Owns what vLLM's grammars (xgrammar 0.2) read over without a word: a rule that would silently not
 hold is named, so that the request can be refused. What they refuse themselves is not repeated
-here, and whether it is a schema at all was checked before. They take `oneOf` for `anyOf`, which it
+here. They take `oneOf` for `anyOf`, which it
 is where its schemas exclude each other.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from thinkgate_serve.exclusive import Exclusive
 
-__all__ = ["placed", "rule_not_kept"]
+__all__ = ["no_schema", "placed", "rule_not_kept"]
 
 UNKNOWN = (
     "not", "if", "then", "else", "dependentRequired", "dependentSchemas", "dependencies",
@@ -38,6 +39,22 @@ NESTED = (
 DATA = frozenset({"enum", "const", "default", "examples"})
 """What stands in these is no schema."""
 LOOKAROUNDS = ("(?=", "(?!", "(?<")
+MAX_COUNT = 128
+"""xgrammar 0.2.7 fails on `a{129}`."""
+COUNT = re.compile(r"\{(\d+)(?:,(\d*))?\}")
+LITERAL = re.compile(r"\\.|\[(?:\\.|[^\]\\])*\]", re.DOTALL)
+"""Of a pattern, what stands for itself though it may have braces in it: `\\{`, `[{}]`."""
+
+
+def no_schema(schema: Any) -> str | None:
+    """What makes it no JSON schema, and where; None when it is one."""
+    from jsonschema import Draft202012Validator
+    from jsonschema.exceptions import best_match
+
+    error = best_match(Draft202012Validator(Draft202012Validator.META_SCHEMA).iter_errors(schema))
+    if error is None:
+        return None
+    return f"at '/{'/'.join(map(str, error.absolute_path))}' {error.message}"
 
 
 def rule_not_kept(schema: Mapping[str, Any] | None) -> str | None:
@@ -121,8 +138,15 @@ def _problem(schema: Mapping[str, Any]) -> str | None:
     missing = set(schema.get("required", ())).difference(schema.get("properties", ()))
     if missing:
         return f"'required' names '{min(missing)}', which 'properties' lacks"
-    if any(mark in schema.get("pattern", "") for mark in LOOKAROUNDS):
-        return "'pattern' looks around, which is not supported"
+    for pattern in (schema.get("pattern", ""), *schema.get("patternProperties", ())):
+        if any(mark in pattern for mark in LOOKAROUNDS):
+            return "a pattern looks around, which is not supported"
+        for counts in COUNT.findall(LITERAL.sub("", pattern)):
+            if (most := max(int(count or 0) for count in counts)) > MAX_COUNT:
+                return (
+                    f"a pattern counts to {most}, and vLLM to {MAX_COUNT} at most; for a length "
+                    "alone write 'minLength' or 'maxLength'"
+                )
     return None
 
 

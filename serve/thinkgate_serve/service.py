@@ -14,11 +14,12 @@ from enum import StrEnum
 
 from thinkgate.format import Channel, SplitStatus
 from thinkgate_serve.auth import Keyring
+from thinkgate_serve.disconnect import in_time
 from thinkgate_serve.engine import EngineDead, RequestFailed, RequestRefused
 from thinkgate_serve.failures import ApiError
 from thinkgate_serve.generation import Choice, Piece, Plan, run_choices
 from thinkgate_serve.limits import Limiter
-from thinkgate_serve.logs import EXCHANGE, TIMEOUT, Exchange, LogFormat, RequestLog
+from thinkgate_serve.logs import EXCHANGE, Exchange, LogFormat, RequestLog
 from thinkgate_serve.metrics import Metrics
 from thinkgate_serve.model import Deployment, Model
 from thinkgate_serve.tools import ToolParser
@@ -105,21 +106,12 @@ class Service:
         exchange = EXCHANGE.get()
         self.find(name)
         while self.held:
-            await self._until_open(exchange)
+            async with in_time("the request's time was over before a deployed model was loaded"):
+                await self._open.wait()
         model = self.find(name)
         if exchange is not None:
             exchange.bind(model)
         return model
-
-    async def _until_open(self, exchange: Exchange | None) -> None:
-        try:
-            async with asyncio.timeout_at(exchange.deadline if exchange else None):
-                await self._open.wait()
-        except TimeoutError as error:
-            assert exchange is not None  # who set the deadline
-            exchange.error = TIMEOUT
-            message = "the request's time was over before the model being deployed was loaded"
-            raise ApiError(504, message, code=TIMEOUT) from error
 
     @property
     def held(self) -> bool:

@@ -1,0 +1,103 @@
+"""Trying what clients want texts held to, before the engine compiles it beside everybody's tokens.
+
+Owns what a shape may cost. Some take minutes to compile or hold up each token of every stream, so
+each new one is tried in a process of its own within limits (`trial_process.py`). What was found
+is remembered.
+"""
+
+import asyncio
+import json
+import multiprocessing
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary
+
+from thinkgate_serve.trial_process import Finding, serve_trials
+
+__all__ = ["Finding", "Trials", "TrialsFailed"]
+
+KEPT = 10_000
+"""Findings remembered."""
+START_SECONDS = 120
+RETRY_SECONDS = 0.05
+
+
+class TrialsFailed(Exception):
+    """A shape could not be tried, through no fault of its own."""
+
+
+class Trials:
+    """The process for one engine's shapes, from its start on; belongs to one event loop."""
+
+    def __init__(self, config: Any, folder: Path, cpu_seconds: int, *, fork: bool) -> None:
+        """`config` is vLLM's; `fork` says that this process may still be forked, which spares the
+        new one the imports."""
+        self._address = folder / f"trials-{id(self):x}"
+        self._arguments = (str(self._address), config, cpu_seconds)
+        self._cpu_seconds = cpu_seconds
+        self._found: dict[bytes, Finding] = {}
+        self._trying: WeakValueDictionary[bytes, asyncio.Lock] = WeakValueDictionary()
+        self._process = self._start("fork" if fork else "spawn")
+
+    async def find(self, shape: Mapping[str, Any]) -> Finding:
+        """What is wrong with `{"schema": …}` or with one of xgrammar's structural tags, as JSON."""
+        text = json.dumps(shape)
+        key = sha256(text.encode()).digest()
+        lock = self._trying.setdefault(key, asyncio.Lock())
+        async with lock:  # many may ask for the same at once
+            if key not in self._found:
+                self._found[key] = await self._ask(text)
+                if len(self._found) > KEPT:
+                    del self._found[next(iter(self._found))]  # the oldest
+            return self._found[key]
+
+    def stop(self) -> None:
+        """End the process, and every trial in it."""
+        self._process.kill()
+        self._process.join()
+        self._address.unlink(missing_ok=True)
+
+    async def _ask(self, text: str) -> Finding:
+        reader, writer = await self._connect()
+        line = b""
+        try:
+            with suppress(ConnectionError):
+                writer.write(text.encode() + b"\n")
+                await writer.drain()
+                line = await reader.readline()
+        finally:
+            writer.close()
+        if line:
+            return Finding(*json.loads(line))
+        if not self._process.is_alive():
+            raise TrialsFailed("the process that tries schemas has died")
+        return Finding(
+            f"compiling it takes more than {self._cpu_seconds} s of processor time, or more memory "
+            "than this server gives ('--max-schema-seconds'); what costs most is counting: "
+            "'maxLength', 'maxItems', '{0,200}' in patterns"
+        )
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if not self._process.is_alive():
+            self._address.unlink(missing_ok=True)
+            self._process = self._start("spawn")
+        given_up = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                return await asyncio.open_unix_connection(self._address)
+            except (FileNotFoundError, ConnectionRefusedError) as error:
+                if not self._process.is_alive() or time.monotonic() > given_up:
+                    raise TrialsFailed("the process that tries schemas does not start") from error
+            await asyncio.sleep(RETRY_SECONDS)
+
+    def _start(self, method: str) -> Any:
+        context: Any = multiprocessing.get_context(method)
+        process = context.Process(
+            target=serve_trials, args=self._arguments, name="schema-trials", daemon=True
+        )
+        process.start()
+        return process

@@ -1,0 +1,69 @@
+"""Trying schemas apart: within limits, once each, and by a process that may die."""
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from thinkgate_serve.trials import Finding, Trials
+
+CPU_SECONDS = 2
+COSTLY = {"type": "string", "pattern": "^((.?){0,64}){0,128}$"}
+"""Grows without end while it is compiled."""
+
+Find = Callable[[Coroutine[Any, Any, Any]], Any]
+
+
+@pytest.fixture(scope="module")
+def trials(gated_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trials]:
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    config = AsyncEngineArgs(model=str(gated_checkpoint)).create_engine_config()
+    trials = Trials(config, tmp_path_factory.mktemp("trials"), CPU_SECONDS, fork=False)
+    yield trials
+    trials.stop()
+
+
+@pytest.fixture(scope="module")
+def run() -> Iterator[Find]:
+    with asyncio.Runner() as runner:
+        yield runner.run
+
+
+def test_what_is_found(trials: Trials, run: Find) -> None:
+    assert run(trials.find({"schema": {"type": "integer"}})) == Finding(None)
+    assert run(trials.find({"schema": {"type": "word"}})).no_schema
+    lost = {"$ref": "#/components/a", "components": {"a": {"type": "word"}}}
+    assert run(trials.find({"schema": lost})).no_schema
+    unkept = run(trials.find({"schema": {"not": {}}}))
+    assert unkept == Finding("at '/' 'not' is not supported")
+    tag = {"type": "structural_tag", "format": {"type": "json_schema", "json_schema": {}}}
+    assert run(trials.find(tag)) == Finding(None)
+    assert "cannot compile" in run(trials.find(tag | {"format": {"type": "no such"}})).problem
+
+
+def test_one_that_takes_too_much_is_ended_and_holds_up_no_other(trials: Trials, run: Find) -> None:
+    async def beside() -> tuple[list[Finding], float, bool]:
+        began = time.monotonic()
+        costly = [asyncio.create_task(trials.find({"schema": COSTLY})) for _ in range(20)]
+        await asyncio.sleep(0.1)
+        other = await trials.find({"schema": {"type": "string", "maxLength": 7}})
+        still = not any(task.done() for task in costly)
+        assert other == Finding(None)
+        return await asyncio.gather(*costly), time.monotonic() - began, still
+
+    found, seconds, still = run(beside())
+    assert still
+    assert {finding.problem is not None for finding in found} == {True}
+    assert f"more than {CPU_SECONDS} s of processor time" in found[0].problem
+    assert seconds < 10 * CPU_SECONDS  # it was tried once for all who asked
+    assert run(trials.find({"schema": COSTLY})) == found[0]
+
+
+def test_another_process_takes_the_place_of_one_that_died(trials: Trials, run: Find) -> None:
+    trials._process.kill()
+    trials._process.join()
+    assert run(trials.find({"schema": {"type": "string", "minLength": 3}})) == Finding(None)
