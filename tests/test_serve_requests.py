@@ -139,7 +139,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "definitions that are none": (
         {"tools": [tool({"$defs": []})], "tool_choice": "required"},
         "tools",
-        "the schema cannot be used: [] is not of type 'object'",
+        "the schema cannot be used: at '/$defs/f/$defs' [] is not of type 'object'",
     ),
     "a deep tool": (
         {"tools": [tool({"items": nested(100)})], "tool_choice": "none"},

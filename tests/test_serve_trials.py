@@ -40,6 +40,12 @@ def test_what_is_found(trials: Trials, run: Find) -> None:
     assert run(trials.find({"schema": lost})).no_schema
     unkept = run(trials.find({"schema": {"not": {}}}))
     assert unkept == Finding("at '/' 'not' is not supported")
+    long = run(trials.find({"schema": {"type": ["no type"] * 50_000}}))
+    assert long.no_schema and len(long.problem) < 1100
+    assert (
+        "counts to 999999999"
+        in run(trials.find({"schema": {"type": "string", "pattern": f"a{{{'9' * 5000}}}"}})).problem
+    )
     tag = {"type": "structural_tag", "format": {"type": "json_schema", "json_schema": {}}}
     assert run(trials.find(tag)) == Finding(None)
     assert "cannot compile" in run(trials.find(tag | {"format": {"type": "no such"}})).problem

@@ -27,4 +27,6 @@ def die_with_server() -> None:
 def give_way() -> None:
     """Run this thread, and those and the processes it starts, when others leave time for it."""
     if sys.platform == "linux":  # elsewhere it would be the whole process
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+        thread = threading.get_native_id()
+        nice = max(NICE, os.getpriority(os.PRIO_PROCESS, thread))  # it cannot be lowered again
+        os.setpriority(os.PRIO_PROCESS, thread, nice)

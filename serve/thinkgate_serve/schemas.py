@@ -142,7 +142,7 @@ def _problem(schema: Mapping[str, Any]) -> str | None:
         if any(mark in pattern for mark in LOOKAROUNDS):
             return "a pattern looks around, which is not supported"
         for counts in COUNT.findall(LITERAL.sub("", pattern)):
-            if (most := max(int(count or 0) for count in counts)) > MAX_COUNT:
+            if (most := max(int(count[:9] or 0) for count in counts)) > MAX_COUNT:
                 return (
                     f"a pattern counts to {most}, and vLLM to {MAX_COUNT} at most; for a length "
                     "alone write 'minLength' or 'maxLength'"

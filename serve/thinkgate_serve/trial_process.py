@@ -25,6 +25,8 @@ __all__ = ["Finding", "serve_trials"]
 MEMORY = 4 * 2**30
 """Bytes a trial may take."""
 AT_ONCE = 4
+LONGEST = 1000
+"""Characters of a problem told."""
 LOCATION = re.compile(r"^\[[\d:]+\] \S+:\d+: ")
 """Where in its own source xgrammar found an error."""
 
@@ -67,6 +69,10 @@ class _Trial(StreamRequestHandler):
             finding = Finding(error.message, no_schema=True)
         except RecursionError:
             finding = Finding("it is nested too deeply")
+        said = finding.problem
+        if said is not None and len(said) > LONGEST:  # it may quote all of the schema
+            half = LONGEST // 2
+            finding = finding._replace(problem=f"{said[:half]} … {said[-half:]}")
         self.wfile.write(json.dumps(finding).encode() + b"\n")
 
     def _try(self, shape: Mapping[str, Any]) -> Finding:
