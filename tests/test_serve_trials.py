@@ -69,6 +69,20 @@ def test_one_that_takes_too_much_is_ended_and_holds_up_no_other(trials: Trials, 
     assert run(trials.find({"schema": COSTLY})) == found[0]
 
 
+def test_one_goes_on_when_nobody_waits_for_it(trials: Trials, run: Find) -> None:
+    shape = {"schema": COSTLY | {"title": "asked for once and again"}}
+
+    async def asked_again() -> float:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(trials.find(shape), 0.2)
+        await asyncio.sleep(3 * CPU_SECONDS)
+        began = time.monotonic()
+        assert (await trials.find(shape)).problem is not None
+        return time.monotonic() - began
+
+    assert run(asked_again()) < 0.2
+
+
 def test_another_process_takes_the_place_of_one_that_died(trials: Trials, run: Find) -> None:
     trials._process.kill()
     trials._process.join()

@@ -5,13 +5,13 @@ and reads one, a `Finding`. A child that takes too much is killed, and its conne
 an answer.
 """
 
+import gc
 import json
 import re
 import resource
 import signal
 import sys
 from collections.abc import Mapping
-from functools import cached_property
 from pathlib import Path
 from socketserver import ForkingMixIn, StreamRequestHandler, UnixStreamServer
 from typing import Any, NamedTuple
@@ -102,21 +102,26 @@ class _Trials(ForkingMixIn, UnixStreamServer):
     def __init__(self, address: str, config: Any, cpu_seconds: int) -> None:
         self._config = config
         self.cpu_seconds = cpu_seconds
+        self.grammars: Any = None
         super().__init__(address, _Trial)
 
-    @cached_property
-    def grammars(self) -> Any:
-        """vLLM's backend, made as the engine makes it."""
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if self.grammars is None:
+            self._load()
+        super().process_request(request, client_address)
+
+    def _load(self) -> None:
+        """What every child needs: vLLM's backend, made as the engine makes it."""
+        import jsonschema.exceptions  # noqa: F401
         from vllm.tokenizers import cached_tokenizer_from_config
         from vllm.v1.structured_output.backend_xgrammar import XgrammarBackend
 
         model = self._config.model_config
         tokenizer: Any = cached_tokenizer_from_config(model_config=model)
-        return XgrammarBackend(self._config, tokenizer=tokenizer, vocab_size=model.get_vocab_size())
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        self.grammars  # once, for all children  # noqa: B018
-        super().process_request(request, client_address)
+        self.grammars = XgrammarBackend(
+            self._config, tokenizer=tokenizer, vocab_size=model.get_vocab_size()
+        )
+        gc.freeze()  # a collection in a child would touch, and so copy, every page
 
 
 def _limit(cpu_seconds: int) -> None:

@@ -11,10 +11,10 @@ import multiprocessing
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
-from weakref import WeakValueDictionary
 
 from thinkgate_serve.trial_process import Finding, serve_trials
 
@@ -39,21 +39,22 @@ class Trials:
         self._address = folder / f"trials-{id(self):x}"
         self._arguments = (str(self._address), config, cpu_seconds)
         self._cpu_seconds = cpu_seconds
-        self._found: dict[bytes, Finding] = {}
-        self._trying: WeakValueDictionary[bytes, asyncio.Lock] = WeakValueDictionary()
+        self._trials: dict[bytes, asyncio.Task[Finding]] = {}
+        """By the shape's digest, those that go on and those that are over."""
         self._process = self._start("fork" if fork else "spawn")
 
     async def find(self, shape: Mapping[str, Any]) -> Finding:
-        """What is wrong with `{"schema": …}` or with one of xgrammar's structural tags, as JSON."""
+        """What is wrong with `{"schema": …}` or with one of xgrammar's structural tags, as JSON.
+
+        It is tried once for all who ask, and to the end also when they no longer wait.
+        """
         text = json.dumps(shape)
         key = sha256(text.encode()).digest()
-        lock = self._trying.setdefault(key, asyncio.Lock())
-        async with lock:  # many may ask for the same at once
-            if key not in self._found:
-                self._found[key] = await self._ask(text)
-                if len(self._found) > KEPT:
-                    del self._found[next(iter(self._found))]  # the oldest
-            return self._found[key]
+        trial = self._trials.get(key)
+        if trial is None:
+            trial = self._trials[key] = asyncio.create_task(self._try(text))
+            trial.add_done_callback(partial(self._keep, key))
+        return await asyncio.shield(trial)
 
     def stop(self) -> None:
         """End the process, and every trial in it."""
@@ -61,7 +62,13 @@ class Trials:
         self._process.join()
         self._address.unlink(missing_ok=True)
 
-    async def _ask(self, text: str) -> Finding:
+    def _keep(self, key: bytes, trial: asyncio.Task[Finding]) -> None:
+        if trial.cancelled() or trial.exception() is not None:
+            self._trials.pop(key, None)
+        elif len(self._trials) > KEPT:
+            del self._trials[next(iter(self._trials))]  # the oldest
+
+    async def _try(self, text: str) -> Finding:
         reader, writer = await self._connect()
         line = b""
         try:
