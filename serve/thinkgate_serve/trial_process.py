@@ -11,7 +11,8 @@ import re
 import resource
 import signal
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from socketserver import ForkingMixIn, StreamRequestHandler, UnixStreamServer
 from typing import Any, NamedTuple
@@ -25,6 +26,8 @@ __all__ = ["Finding", "serve_trials"]
 MEMORY = 4 * 2**30
 """Bytes a trial may take."""
 AT_ONCE = 4
+READ_SECONDS = 0.25
+"""What reading a shape may take: vLLM does so in the server's event loop, for each request."""
 LONGEST = 1000
 """Characters of a problem told."""
 LOCATION = re.compile(r"^\[[\d:]+\] \S+:\d+: ")
@@ -77,19 +80,31 @@ class _Trial(StreamRequestHandler):
 
     def _try(self, shape: Mapping[str, Any]) -> Finding:
         """Of `{"schema": …}`, or of a structural tag, whose schemas were tried one by one."""
-        from vllm.v1.structured_output.backend_types import StructuredOutputOptions
+        from vllm.v1.structured_output.backend_types import StructuredOutputOptions as Kind
+        from xgrammar import Grammar
 
         if "format" in shape:
-            return Finding(self._uncompiled(StructuredOutputOptions.STRUCTURAL_TAG, shape))
+            return Finding(
+                self._uncompiled(Kind.STRUCTURAL_TAG, Grammar.from_structural_tag, shape)
+            )
         schema = shape["schema"]
         if (fault := no_schema(schema)) is not None:
             return Finding(fault, no_schema=True)
-        problem = rule_not_kept(schema) or self._uncompiled(StructuredOutputOptions.JSON, schema)
-        return Finding(problem)
+        unkept = rule_not_kept(schema)
+        return Finding(unkept or self._uncompiled(Kind.JSON, Grammar.from_json_schema, schema))
 
-    def _uncompiled(self, kind: Any, shape: Any) -> str | None:
+    def _uncompiled(self, kind: Any, read: Callable[[str], Any], shape: Any) -> str | None:
+        text = json.dumps(shape)
         try:
-            self.server.grammars.compile_grammar(kind, json.dumps(shape))
+            began = time.process_time()
+            read(text)
+            seconds = time.process_time() - began
+            if seconds > READ_SECONDS:
+                return (
+                    f"each request that has it would hold up all others for {seconds:.1f} s; count "
+                    "less in its patterns, or give it fewer properties"
+                )
+            self.server.grammars.compile_grammar(kind, text)
         except Exception as error:  # xgrammar's are of many classes
             return f"vLLM cannot compile it: {LOCATION.sub('', first_line(error))}"
         return None
