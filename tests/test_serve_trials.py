@@ -1,8 +1,8 @@
 """Trying schemas apart: within limits, once each, and by a process that may die."""
 
 import asyncio
-import time
 from collections.abc import Callable, Coroutine, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import pytest
 from thinkgate_serve.trials import Finding, Trials
 
 CPU_SECONDS = 2
-COSTLY = {"type": "string", "pattern": f"^{'(.?a?){0,128}' * 30}$"}
+COSTLY = {"type": "string", "pattern": f"^{'(.?a?){0,128}' * 6}$"}
 """Grows without end while it is compiled."""
 
 Find = Callable[[Coroutine[Any, Any, Any]], Any]
@@ -55,35 +55,32 @@ def test_what_is_found(trials: Trials, run: Find) -> None:
 
 
 def test_one_that_takes_too_much_is_ended_and_holds_up_no_other(trials: Trials, run: Find) -> None:
-    async def beside() -> tuple[list[Finding], float, bool]:
-        began = time.monotonic()
+    async def beside() -> tuple[list[Finding], bool]:
         costly = [asyncio.create_task(trials.find({"schema": COSTLY})) for _ in range(20)]
         await asyncio.sleep(0.1)
         other = await trials.find({"schema": {"type": "string", "maxLength": 7}})
         still = not any(task.done() for task in costly)
         assert other == Finding(None)
-        return await asyncio.gather(*costly), time.monotonic() - began, still
+        return await asyncio.gather(*costly), still
 
-    found, seconds, still = run(beside())
+    found, still = run(beside())
     assert still
-    assert {finding.problem is not None for finding in found} == {True}
+    assert found[0].problem is not None
     assert f"more than {CPU_SECONDS} s of processor time" in found[0].problem
-    assert seconds < 10 * CPU_SECONDS  # it was tried once for all who asked
-    assert run(trials.find({"schema": COSTLY})) == found[0]
+    assert all(finding is found[0] for finding in found)  # it was tried once for all who asked
+    assert run(trials.find({"schema": COSTLY})) is found[0]
 
 
 def test_one_goes_on_when_nobody_waits_for_it(trials: Trials, run: Find) -> None:
     shape = {"schema": COSTLY | {"title": "asked for once and again"}}
 
-    async def asked_again() -> float:
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(trials.find(shape), 0.2)
-        await asyncio.sleep(3 * CPU_SECONDS)
-        began = time.monotonic()
-        assert (await trials.find(shape)).problem is not None
-        return time.monotonic() - began
+    async def asked_again_and_again() -> Finding:
+        for _ in range(500):
+            with suppress(TimeoutError):
+                return await asyncio.wait_for(trials.find(shape), 0.2)
+        raise AssertionError("it begins anew each time")
 
-    assert run(asked_again()) < 0.2
+    assert run(asked_again_and_again()).problem is not None
 
 
 def test_another_process_takes_the_place_of_one_that_died(trials: Trials, run: Find) -> None:
