@@ -2,8 +2,7 @@
 
 Owns what vLLM's grammars (xgrammar 0.2) read over without a word: a rule that would silently not
 hold is named, so that the request can be refused. What they refuse themselves is not repeated
-here. They take `oneOf` for `anyOf`, which it
-is where its schemas exclude each other.
+here. They take `oneOf` for `anyOf`, which it is where its schemas exclude each other.
 """
 
 import re

@@ -1,6 +1,6 @@
 """Trying what clients want texts held to, before the engine compiles it beside everybody's tokens.
 
-Owns what a shape may cost. Some take minutes to compile or hold up each token of every stream, so
+Owns what a shape may cost. Some take minutes to compile, or to be read seconds at each request, so
 each new one is tried in a process of its own within limits (`trial_process.py`). What was found
 is remembered.
 """
